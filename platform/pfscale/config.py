@@ -1,0 +1,216 @@
+"""Configs: frozen pydantic models, YAML files with differences only, `a.b=c` overrides, and a fingerprint.
+
+A config's *identity* (everything its result depends on) is hashed into the fingerprint that names runs, checkpoints and caches;
+the `run` section (workers, storage, logging) and fields marked `runtime()` are left out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pfscale.errors import ConfigError, closest
+
+C = TypeVar("C", bound="Config")
+KeyPath = tuple[str | int, ...]
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class RunConfig(Config):
+    """Where and with what a run executes; none of it changes the result, so none of it is in the fingerprint."""
+
+    name: str = Field("", description="name of the run; empty: <verb>-<fingerprint>")
+    storage: str = Field("runs", description="folder or fsspec URL for checkpoints; shared by all nodes")
+    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry URI")
+    experiment: str = Field("pfscale", description="MLflow experiment")
+    num_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in the calling process")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
+    threads_per_worker: int = Field(0, ge=0, description="torch threads of a worker; 0: as many as it has whole CPUs, at least one")
+    use_gpu: bool = Field(False, description="one accelerator per worker (not run on an accelerator so far)")
+    max_failures: int = Field(2, ge=0, description="how often a run is restarted from its last checkpoint after a worker died")
+    log_every: int = Field(10, ge=1, description="steps between two points in MLflow")
+
+
+def fingerprint(config: Config) -> str:
+    """12 hex digits that name everything the result of `config` depends on (its `run` section is left out)."""
+    identity = config.model_dump(mode="json", exclude={"run"})
+    canonical = json.dumps({"kind": type(config).__name__, **identity}, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
+
+
+def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """The config of class `cls` from a YAML file (or the class defaults) with `key.path=value` overrides applied.
+
+    A file may name one other file as `base:` (relative to itself) and then holds differences only.
+
+    Raises:
+        ConfigError: lists every mistake at once, each with file:line, the closest known key and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[KeyPath, str] = {}
+    if path is not None:
+        values, origins = _load_yaml(Path(path), allow_base=True)
+    for override in overrides:
+        _apply_override(values, origins, override)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_describe(cls, error, origins), hint=f"all keys with their defaults: pfscale config show {path or ''}".rstrip()) from None
+
+
+def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
+    """A copy of `config` with dotted keys replaced and everything validated again.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    lines = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    values = config.model_dump(mode="json")
+    origins: dict[KeyPath, str] = {}
+    for line in lines:
+        _apply_override(values, origins, line)
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_describe(type(config), error, origins)) from None
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved config as YAML text that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe_fields(cls: type[Config], *, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted key, default, description) of every field of `cls`, nested ones included; unions show their tag's choices."""
+    rows: list[tuple[str, str, str]] = []
+    for name, info in cls.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            rows += describe_fields(annotation, prefix=f"{prefix}{name}.")
+            continue
+        default = "(required)" if info.is_required() else str(info.get_default(call_default_factory=True))
+        rows.append((f"{prefix}{name}", default, info.description or ""))
+    return rows
+
+
+def _load_yaml(path: Path, *, allow_base: bool) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """The merged mapping of a YAML file and its `base`, and where (file:line) each key was written."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        near = closest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
+        hint = f"did you mean {path.parent / near[0]}?" if near else None
+        raise ConfigError(f"cannot read the config file ({error.strerror})", where=str(path), hint=hint) from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where) from None
+    if not isinstance(values, dict):
+        raise ConfigError("a config file holds `key: value` lines", where=str(path))
+    origins: dict[KeyPath, str] = {}
+    _record_lines(root, (), path, origins)
+    base = values.pop("base", None)
+    if base is None:
+        return values, origins
+    if not allow_base:
+        raise ConfigError("a base file cannot have a base itself (one level only)", where=origins.get(("base",), str(path)))
+    base_values, base_origins = _load_yaml(path.parent / str(base), allow_base=False)
+    return _merge(base_values, values), {**base_origins, **origins}
+
+
+def _record_lines(node: yaml.Node | None, key: KeyPath, path: Path, origins: dict[KeyPath, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            child = (*key, key_node.value)
+            origins[child] = f"{path}:{key_node.start_mark.line + 1}"
+            _record_lines(value_node, child, path, origins)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            origins[(*key, i)] = f"{path}:{item.start_mark.line + 1}"
+            _record_lines(item, (*key, i), path, origins)
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """`update` over `base`; a mapping with another `kind` replaces the base's instead of mixing two kinds' fields."""
+    merged = dict(base)
+    for key, value in update.items():
+        old = merged.get(key)
+        mixable = isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        merged[key] = _merge(old, value) if mixable else value  # type: ignore[arg-type]
+    return merged
+
+
+def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is not of the form key.path=value", where="command line")
+    path = tuple(key.split("."))
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    node = values
+    for part in path[:-1]:
+        child = node.get(part)
+        node[part] = child = dict(child) if isinstance(child, dict) else {}
+        node = child
+    if path[-1] == "kind" and node.get("kind") != value:
+        node.clear()
+    node[path[-1]] = value
+    origins[path] = f"command line ({override})"
+
+
+def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, str]) -> str:
+    """Every mistake on its own line: origin, key, what is wrong, what is allowed."""
+    lines = []
+    for item in error.errors(include_url=False):
+        loc = tuple(item["loc"])
+        shown = ".".join(str(part) for part in loc)
+        where = next((origins[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in origins), None)
+        if item["type"] == "extra_forbidden":
+            siblings = _keys_at(cls, loc[:-1])
+            near = closest(str(loc[-1]), siblings, count=1)
+            text = f"unknown key '{shown}'" + (f", did you mean '{near[0]}'?" if near else f"; known: {', '.join(siblings)}")
+        else:
+            text = f"{shown}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item.get('input')!r})"
+        lines.append(f"{where}: {text}" if where else text)
+    count = len(lines)
+    return "\n".join([f"{count} mistake{'s' if count > 1 else ''} in the config", *(f"  {line}" for line in lines)])
+
+
+def _keys_at(cls: type[Config], loc: KeyPath) -> list[str]:
+    """The field names of the config class that sits at `loc` below `cls`; inside a tagged union, of the chosen member."""
+    current: Any = cls
+    for part in loc:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return []
+        info = current.model_fields.get(str(part))
+        if info is not None:
+            current = info.annotation
+            members = _union_members(current)
+            if members:
+                remaining = loc[loc.index(part) + 1 :]
+                tag = remaining[0] if remaining else None
+                current = next((m for m in members if m.model_fields["kind"].default == tag), members[0])
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return sorted(current.model_fields)
+    return []
+
+
+def _union_members(annotation: Any) -> list[type[BaseModel]]:
+    args = getattr(annotation, "__args__", ())
+    return [a for a in args if isinstance(a, type) and issubclass(a, BaseModel) and "kind" in a.model_fields]

@@ -42,11 +42,30 @@ class RunConfig(Config):
     log_every: int = Field(10, ge=1, description="steps between two points in MLflow")
 
 
-def fingerprint(config: Config) -> str:
-    """12 hex digits that name everything the result of `config` depends on (its `run` section is left out)."""
-    identity = config.model_dump(mode="json", exclude={"run"})
-    canonical = json.dumps({"kind": type(config).__name__, **identity}, sort_keys=True, separators=(",", ":"))
+def runtime(default: Any = ..., *, description: str) -> Any:
+    """A field that says where things are, not what they are (a folder, say): left out of the fingerprint."""
+    return Field(default, description=description, json_schema_extra={"runtime": True})
+
+
+def fingerprint(config: Config, **content: str) -> str:
+    """12 hex digits that name everything the result of `config` depends on.
+
+    Args:
+        content: hashes of what the left-out fields point at (the data set's content, the parent model's version).
+    """
+    canonical = json.dumps({"kind": type(config).__name__, **_identity(config), "content": content}, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        extra = info.json_schema_extra
+        if isinstance(value, RunConfig) or (isinstance(extra, dict) and extra.get("runtime")):
+            continue
+        values[name] = _identity(value) if isinstance(value, Config) else config.model_dump(mode="json", include={name})[name]
+    return values
 
 
 def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:

@@ -1,0 +1,241 @@
+"""The whole chain on a laptop: two simulated detectors, pre-training, transfer, a downstream head, registered models, a real event."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pfscale.config import RunConfig
+from pfscale.errors import OutputExistsError
+from pfscale.ray_cluster import ray_cluster
+from pfscale.training.run import Run
+
+MARKER = ".pfscale-demo"
+SMALL, LARGE = 150, 1200  # CLD training events of the two transfers
+CLIC_EVENTS, CLD_EVENTS = 3000, 2000
+PRETRAIN_STEPS, TRANSFER_STEPS = 600, 200
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        transfers: (mode, CLD training events) -> run; zero-shot has 0 events.
+        seconds: wall time by stage.
+    """
+
+    output: Path
+    pretraining: Run
+    transfers: dict[tuple[str, int], Run]
+    missing_momentum: Run
+    num_candidates: int | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_demo(output: str | Path = "pfscale-demo", *, console: Console | None = None) -> DemoResult:
+    """Runs the whole chain below `output` and prints its table; started again, it goes on where it stopped.
+
+    Raises:
+        OutputExistsError: the folder holds something else.
+        ResourceError: pythia8mc is not installed.
+    """
+    console = console or Console()
+    output = Path(output).resolve()
+    _claim(output)
+    run = RunConfig(storage=str(output / "runs"), tracking_uri=f"sqlite:///{output}/mlflow.db", experiment="demo", num_workers=0)
+    stages = _Stages(console)
+    with ray_cluster():
+        shards = _make_data(output, stages)
+        result = _learn(output, shards, run, stages)
+    _figures(result)
+    _show(result, console)
+    return result
+
+
+class _Stages:
+    """Progress bars, one per stage, and the time that each took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """A bar for the stage; yields what to call with each amount of progress."""
+        columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        begin = time.perf_counter()
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(name, total=total or 1)
+            yield lambda amount: progress.advance(task, amount)
+            progress.update(task, completed=total or 1)
+        self.seconds[name] = time.perf_counter() - begin
+        if not self.console.is_terminal:
+            self.console.print(f"{name:<48} {self.seconds[name]:6.1f} s")
+
+
+def _claim(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()) and not (output / MARKER).is_file():
+        raise OutputExistsError("the folder holds other files", where=str(output), hint="pfscale demo --output ANOTHER_FOLDER")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).write_text("made by pfscale demo; delete the folder to start afresh\n")
+
+
+def _make_data(output: Path, stages: _Stages) -> dict[str, Path]:
+    """Folder of shards by detector."""
+    from pfscale.shards.ingest import ingest
+    from pfscale.simulation.simulate import simulate
+
+    shards = {}
+    for detector, num_events in (("clic", CLIC_EVENTS), ("cld", CLD_EVENTS)):
+        with stages.stage(f"simulate {num_events} ttbar events in {detector}", total=num_events) as progress:
+            files = simulate(
+                detector=detector,
+                process="ttbar",
+                num_events=num_events,
+                seed=1,
+                output=output / "root",
+                num_workers=2,
+                events_per_file=500,
+                progress=progress,
+            )
+        shards[detector] = output / "shards" / detector
+        with stages.stage(f"ingest {detector}: ROOT to shards", total=num_events) as progress:
+            ingest([str(f) for f in files], detector=detector, output=shards[detector], process="ttbar", progress=progress)
+    return shards
+
+
+def _learn(output: Path, shards: dict[str, Path], run: RunConfig, stages: _Stages) -> DemoResult:
+    from pfscale.training.downstream import DownstreamConfig, downstream
+    from pfscale.training.reconstruct import reconstruct
+
+    with stages.stage("pre-train on CLIC (Ray Train, DeepSpeed ZeRO-1)"):
+        pretraining = _pretrain(shards["clic"], run)
+    transfers: dict[tuple[str, int], Run] = {}
+    plan = [("zero-shot", 0), ("scratch", SMALL), ("full", SMALL), ("scratch", LARGE), ("full", LARGE)]
+    for mode, num_events in plan:
+        label = f"transfer to CLD: {mode}" + (f", {num_events} events" if num_events else "")
+        with stages.stage(label):
+            transfers[mode, num_events] = _transfer(shards["cld"], run, mode, num_events, register=(mode, num_events) == ("full", LARGE))
+    with stages.stage("missing momentum: one linear layer on latents"):
+        head = downstream(DownstreamConfig(shards=str(shards["cld"]), run=run))
+    num_candidates = None
+    event = real_event()
+    if event is not None:
+        with stages.stage("reconstruct a real CLD event"):
+            summary = reconstruct(
+                "models:/mlpf-cld@candidate",
+                [str(event)],
+                output=output / "reconstructed",
+                detector="cld",
+                latents=True,
+                tracking_uri=run.tracking_uri,
+            )
+            num_candidates = summary.num_candidates
+    return DemoResult(output, pretraining, transfers, head, num_candidates, stages.seconds)
+
+
+def _pretrain(shards: Path, run: RunConfig) -> Run:
+    from pfscale.training.config import DataConfig, OptimisationConfig
+    from pfscale.training.pretrain import PretrainConfig, pretrain
+
+    return pretrain(
+        PretrainConfig(
+            data=DataConfig(shards=str(shards), num_validation_events=300),
+            optimisation=OptimisationConfig(num_steps=PRETRAIN_STEPS, learning_rate=2e-3, evaluate_every=100),
+            checkpoint_every=200,
+            run=run.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0, "threads_per_worker": 2}),
+        )
+    )
+
+
+def _transfer(shards: Path, run: RunConfig, mode: str, num_events: int, *, register: bool) -> Run:
+    from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
+    from pfscale.training.finetune import FinetuneConfig, finetune
+
+    return finetune(
+        FinetuneConfig(
+            mode=mode,  # type: ignore[arg-type]
+            data=DataConfig(shards=str(shards), num_events=num_events or None, num_validation_events=None),
+            optimisation=OptimisationConfig(num_steps=TRANSFER_STEPS, learning_rate=1e-3, evaluate_every=25),
+            engine=TorchEngineConfig(),
+            register_as="auto" if register else "",
+            run=run,
+        )
+    )
+
+
+def real_event() -> Path | None:
+    """The real CLD event that comes with the project, None where the package was installed without it."""
+    path = Path(__file__).parents[2] / "tests" / "data" / "cld_zh_nunubb_240_1ev_podio1.2.root"
+    return path if path.is_file() else None
+
+
+def _figures(result: DemoResult) -> None:
+    """Writes the demo's figures, and their numbers, to <output>/figures."""
+    from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
+
+    folder = result.output / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = {"pretraining.png": learning_curves(result.pretraining.history, title="pre-training on CLIC-like ttbar, 380 GeV")}
+    for metric, label, unit in (
+        ("validation_loss", "validation loss", ""),
+        ("mlpf/jet_response_iqr_over_median", "jet response IQR / median", ""),
+        ("mlpf/met_resolution", "missing-momentum resolution", "GeV"),
+    ):
+        points = [
+            TransferPoint(mode=mode, num_events=num_events, value=run.metrics[metric], error=run.metrics.get(f"{metric}_error", math.nan))
+            for (mode, num_events), run in result.transfers.items()
+            if metric in run.metrics
+        ]
+        drawn[f"transfer_{metric.rpartition('/')[2]}.png"] = transfer_curves(points, metric=label, unit=unit)
+    for name, (figure, numbers) in drawn.items():
+        figure.savefig(folder / name, dpi=150)
+        (folder / name).with_suffix(".json").write_text(json.dumps(numbers, indent=1))
+
+
+def _show(result: DemoResult, console: Console) -> None:
+    """The closing table and where to go from here."""
+    table = Table(title="pfscale demo: validation events, ± from the bootstrap over events", title_justify="left")
+    for column in ("model", "events", "loss", "jet response median", "IQR / median", "missing momentum σ [GeV]"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    _add_rows(table, "CLIC, pre-trained", str(CLIC_EVENTS), result.pretraining)
+    table.add_section()
+    for (mode, num_events), run in result.transfers.items():
+        _add_rows(table, f"CLD, {mode}", str(num_events or "-"), run, ceiling=(mode, num_events) == ("full", LARGE))
+    console.print(table)
+    head = result.missing_momentum.metrics
+    numbers = ", ".join(
+        f"{label} {head[f'{key}/met_resolution']:.2f} ± {head[f'{key}/met_resolution_error']:.2f}"
+        for key, label in (("plain_sum", "plain sum"), ("latents_linear", "linear layer on latents"), ("truth_targets", "truth targets"))
+    )
+    console.print(f"missing-momentum head on CLD test events, σ in GeV: {numbers}")
+    if result.num_candidates is not None:
+        console.print(f"real CLD event (full simulation; the model saw built-in simulation only): {result.num_candidates} candidates")
+    models = [run.model for run in (result.pretraining, *result.transfers.values(), result.missing_momentum) if run.model]
+    console.print(f"registered: {', '.join(f'{m.uri} (@candidate)' for m in models)}")
+    console.print(f"figures:    {result.output / 'figures'}")
+    console.print(f"MLflow:     {result.pretraining.link}")
+    console.print(f"time:       {sum(result.seconds.values()):.0f} s")
+
+
+def _add_rows(table: Table, name: str, num_events: str, run: Run, *, ceiling: bool = True) -> None:
+    m = run.metrics
+
+    def cell(metric: str, digits: int) -> str:
+        value, error = m.get(metric, math.nan), m.get(f"{metric}_error", math.nan)
+        return "-" if math.isnan(value) else f"{value:.{digits}f} ± {error:.{digits}f}"
+
+    figures = (("jet_response_median", 3), ("jet_response_iqr_over_median", 3), ("met_resolution", 2))
+    table.add_row(name, num_events, f"{m['validation_loss']:.3f}", *(cell(f"mlpf/{metric}", digits) for metric, digits in figures))
+    if ceiling:
+        table.add_row("  truth targets", "", "", *(cell(f"truth_targets/{metric}", digits) for metric, digits in figures), style="dim")

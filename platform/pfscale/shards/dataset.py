@@ -1,0 +1,192 @@
+"""Reading event shards for learning: an index of all events, and global batch plans that any number of workers can share.
+
+A plan is a pure function of (index, selection, seed, epoch): it knows nothing of workers, so neither the number of workers nor an
+interruption changes which events a step sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pfscale.errors import NotEnoughDataError, ShardError
+from pfscale.shards.manifest import Manifest, load_manifest
+from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents, from_arrow, list_leaves
+from pfscale.shards.schema import SPLITS
+
+
+@dataclass(frozen=True)
+class EventIndex:
+    """Where every event of a data set is and how long it is; one row per event, in shard order.
+
+    Attributes:
+        shard: (E,) index into `files`.
+        group: (E,) row group within the shard.
+        row: (E,) row within the row group.
+        num_elements: (E,) tracks + clusters.
+        split: (E,) index into SPLITS.
+        split_hash: (E,) uint64, the order of nested subsets.
+    """
+
+    files: tuple[str, ...]
+    manifest: Manifest
+    shard: NDArray[np.int32]
+    group: NDArray[np.int32]
+    row: NDArray[np.int32]
+    num_elements: NDArray[np.int32]
+    split: NDArray[np.int8]
+    split_hash: NDArray[np.uint64]
+
+    @property
+    def num_events(self) -> int:
+        return len(self.shard)
+
+
+def load_index(directory: str | Path) -> EventIndex:
+    """The index of all events of the shards in `directory`.
+
+    Raises:
+        ShardError: no manifest there, or a shard that it lists is missing or torn.
+    """
+    directory = Path(directory)
+    manifest = load_manifest(directory)
+    files = tuple(str(directory / shard.file) for shard in manifest.shards)
+    columns: dict[str, list[NDArray]] = {name: [] for name in ("shard", "group", "row", "num_elements", "split", "split_hash")}
+    for number, file in enumerate(files):
+        parquet = _open(file)
+        for group in range(parquet.num_row_groups):
+            wanted = ["event.split", "event.split_hash", "track.list.element.pt", "cluster.list.element.et"]
+            table = parquet.read_row_group(group, columns=wanted)
+            rows = table.num_rows
+            lengths = sum(np.diff(list_leaves(table, name)[0]) for name in ("track", "cluster"))
+            event = table.column("event").combine_chunks()
+            codes = pa.compute.index_in(event.field("split"), pa.array(SPLITS)).to_numpy(zero_copy_only=False)
+            values = (number, group, np.arange(rows), lengths, codes, event.field("split_hash").to_numpy(zero_copy_only=False))
+            for (_, parts), value in zip(columns.items(), values, strict=True):
+                parts.append(np.broadcast_to(value, rows))
+    dtypes = {"split": np.int8, "split_hash": np.uint64}
+    arrays = {
+        name: np.concatenate(parts).astype(dtypes.get(name, np.int32)) if parts else np.zeros(0, dtypes.get(name, np.int32))
+        for name, parts in columns.items()
+    }
+    return EventIndex(files, manifest, **arrays)
+
+
+def select_events(index: EventIndex, split: str, num_events: int | None = None) -> NDArray[np.int64]:
+    """Positions in the index of the events of a split, in the order of their hash; with `num_events` the first so many.
+
+    The D-event subset lies inside every larger one.
+
+    Raises:
+        NotEnoughDataError: the split has fewer events than asked for.
+    """
+    members = np.flatnonzero(index.split == SPLITS.index(split))
+    members = members[np.argsort(index.split_hash[members], kind="stable")]
+    if num_events is None:
+        return members
+    if num_events > len(members):
+        raise NotEnoughDataError(
+            f"{num_events} {split} events asked for, the data set has {len(members)}",
+            where=str(Path(index.files[0]).parent) if index.files else None,
+            hint=f"ask for at most {len(members)}, or ingest more files",
+        )
+    return members[:num_events]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of an epoch that is read at once.
+
+    Attributes:
+        events: positions in the index, sorted by place in the files.
+        steps: for each step, indices into `events`; together every event once.
+    """
+
+    events: NDArray[np.int64]
+    steps: tuple[NDArray[np.int64], ...]
+
+
+def plan_epoch(
+    index: EventIndex, events: NDArray[np.int64], *, tokens_per_step: int, window_events: int, seed: int, epoch: int
+) -> list[Window]:
+    """The windows of one epoch over `events`, shuffled by (seed, epoch).
+
+    Row groups are shuffled and joined to windows of about `window_events`; inside a window events of similar length share a step, so that
+    number of events x longest event stays within `tokens_per_step` (a longer event gets a step of its own), and the steps are shuffled.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    windows = []
+    for members in _windows_of(index, events, window_events, rng):
+        lengths = index.num_elements[members]
+        # Neighbours in length are drawn anew in each epoch: without the jitter the same events would always share a step.
+        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(members)), kind="stable")
+        steps = cut_by_tokens(lengths[order], tokens_per_step)
+        shuffled = rng.permutation(len(steps))
+        windows.append(Window(members, tuple(np.sort(order[steps[i]]) for i in shuffled)))
+    return windows
+
+
+def _windows_of(index: EventIndex, events: NDArray[np.int64], window_events: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """The events, by whole row groups in random order, in runs of about `window_events`; each run sorted by place."""
+    events = np.sort(events)
+    change = np.flatnonzero(np.diff(index.shard[events]) | np.diff(index.group[events])) + 1
+    groups = np.split(events, change) if len(events) else []
+    run: list[NDArray[np.int64]] = []
+    for i in rng.permutation(len(groups)):
+        run.append(groups[i])
+        if sum(map(len, run)) >= window_events:
+            yield np.sort(np.concatenate(run))
+            run = []
+    if run:
+        yield np.sort(np.concatenate(run))
+
+
+def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
+    """Consecutive runs of events for which (events in the run) x (longest event in the run) <= tokens; at least one event each."""
+    runs, start, longest = [], 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, int(length))
+        if i > start and longest * (i + 1 - start) > tokens:
+            runs.append(np.arange(start, i))
+            start, longest = i, int(length)
+    if len(lengths):
+        runs.append(np.arange(start, len(lengths)))
+    return runs
+
+
+def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[str] = INPUT_COLUMNS) -> RaggedEvents:
+    """The given events (positions in the index, any order), in that order, with a projection of the columns.
+
+    Raises:
+        ShardError: a shard is missing or torn.
+    """
+    order = np.argsort(events, kind="stable")
+    place = events[order]
+    tables = []
+    key = index.shard[place].astype(np.int64) << 32 | index.group[place]
+    for members in np.split(place, np.flatnonzero(np.diff(key)) + 1) if len(place) else []:
+        parquet = _open(index.files[index.shard[members[0]]])
+        table = parquet.read_row_group(int(index.group[members[0]]), columns=list(columns))
+        tables.append(table.take(pa.array(index.row[members])))
+    if not tables:
+        return from_arrow(_open(index.files[0]).schema_arrow.empty_table()) if index.files else _no_files(index)
+    back = np.argsort(order, kind="stable")
+    return from_arrow(pa.concat_tables(tables).take(pa.array(back)))
+
+
+def _open(file: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardError(f"cannot read the shard ({error})", where=file, hint="ingest again into the same folder: complete shards are kept") from None
+
+
+def _no_files(index: EventIndex) -> RaggedEvents:
+    raise ShardError("the data set has no shards", where=index.manifest.detector)

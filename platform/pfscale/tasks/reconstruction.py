@@ -1,0 +1,179 @@
+"""Supervised particle flow: for each element, is there a particle, which one, and with what momentum.
+
+Loss terms follow the published MLPF set-up (binary presence, focal classification, robust regression of logarithmic ratios to the
+element's own momentum, weighted by sqrt(pt)); source: physics specification of the MLPF reference, jpata/particleflow.
+Shape letters: B events, N elements (padded), C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from pfscale.config import Config
+from pfscale.models.batch import Batch
+from pfscale.models.mlpf import MlpfOutputs
+from pfscale.physics.evaluation import Candidates as Particles
+from pfscale.shards.schema import CLASSES
+
+# The PDG codes that the classes are named after, as a table for class index -> code.
+CLASS_PDG = np.array([0, *(int(name) for name in CLASSES[1:])], np.int32)
+LOSS_TERMS = ("presence", "class", "charge", "pt", "energy", "eta", "phi")
+_MIN_MOMENTUM = 1e-3  # GeV; below it logarithms of momenta are cut off
+_ANGLE_SCALE = 0.02  # rad; residuals in angle are counted in units of this
+
+
+class ReconstructionConfig(Config):
+    """Weights of the loss terms and the working point of the prediction."""
+
+    presence_weight: float = Field(10.0, ge=0, description="weight of particle-or-not")
+    class_weight: float = Field(1.0, ge=0, description="weight of the focal classification loss")
+    charge_weight: float = Field(0.2, ge=0, description="weight of the charge")
+    pt_weight: float = Field(1.0, ge=0, description="weight of log(pt / pt of the element)")
+    energy_weight: float = Field(1.0, ge=0, description="weight of log(E / E of the element)")
+    eta_weight: float = Field(0.05, ge=0, description="weight of eta")
+    phi_weight: float = Field(0.05, ge=0, description="weight of (sin phi, cos phi)")
+    focal_gamma: float = Field(2.0, ge=0, description="focusing exponent of the classification loss")
+    threshold: float = Field(0.5, gt=0, lt=1, description="an element becomes a candidate above this probability")
+
+
+@dataclass(frozen=True)
+class Candidates(Particles):
+    """Predicted particles with the elements that carry them, one row each.
+
+    Attributes beside those of `pfscale.physics.evaluation.Candidates` (event, px, py, pz, energy, pdg, charge):
+        element_index: (k,) element within its event, tracks first.
+        is_track: (k,) bool.
+        scores: (k, 6) probabilities of CLASSES.
+    """
+
+    element_index: NDArray[np.int64]
+    is_track: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Four-momentum per element, GeV, shape (B, N); energy >= |p| by construction."""
+
+    pt: Tensor
+    eta: Tensor
+    sin_phi: Tensor
+    cos_phi: Tensor
+    energy: Tensor
+
+
+def momentum(outputs: MlpfOutputs, batch: Batch) -> Momentum:
+    """The predicted four-momentum of each element."""
+    pt = element_pt(batch) * outputs.log_pt_BN.exp()
+    eta = batch.features_BNF[..., 1] + outputs.eta_BN
+    p = pt * torch.cosh(eta.clamp(-10, 10))
+    return Momentum(pt, eta, outputs.phi_BN2[..., 0], outputs.phi_BN2[..., 1], torch.hypot(p, outputs.mass_BN))
+
+
+def element_pt(batch: Batch) -> Tensor:
+    """Transverse momentum of a track, transverse energy of a cluster, GeV, (B, N); not below a cut-off."""
+    return batch.features_BNF[..., 0].clamp_min(_MIN_MOMENTUM)
+
+
+def loss_terms(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> dict[str, Tensor]:
+    """Sum over the batch's real elements of each weighted loss term (LOSS_TERMS); divide by a number of elements for the mean.
+
+    Sums, not means: the parts of a global batch may then be spread over any number of workers.
+    """
+    targets, mask = batch.targets, batch.mask_BN
+    target_class = targets["class"].long()
+    is_particle = mask & (target_class > 0)
+    presence = nnf.binary_cross_entropy_with_logits(outputs.presence_BN, is_particle.float(), reduction="none")
+
+    log_p = nnf.log_softmax(outputs.class_BNC, -1).gather(-1, (target_class - 1).clamp_min(0)[..., None])[..., 0]
+    focal = -((1 - log_p.exp()) ** config.focal_gamma) * log_p
+    charge = nnf.cross_entropy(outputs.charge_BN3.transpose(1, 2), (targets["charge"].sign() + 1).long(), reduction="none")
+
+    predicted = momentum(outputs, batch)
+    weight = targets["pt"].clamp(_MIN_MOMENTUM, 1e4).sqrt()
+    pt = _huber(_log(predicted.pt) - _log(targets["pt"])) * weight
+    energy = _huber(_log(predicted.energy) - _log(targets["energy"])) * weight
+    eta = _huber((predicted.eta - targets["eta"]) / _ANGLE_SCALE)
+    phi = _huber((predicted.sin_phi - targets["sin_phi"]) / _ANGLE_SCALE) + _huber((predicted.cos_phi - targets["cos_phi"]) / _ANGLE_SCALE)
+
+    per_element = {
+        "presence": (config.presence_weight * presence, mask),
+        "class": (config.class_weight * focal, is_particle),
+        "charge": (config.charge_weight * charge, is_particle),
+        "pt": (config.pt_weight * pt, is_particle),
+        "energy": (config.energy_weight * energy, is_particle),
+        "eta": (config.eta_weight * eta, is_particle),
+        "phi": (config.phi_weight * phi, is_particle),
+    }
+    return {name: torch.where(where, values, values.new_zeros(())).sum() for name, (values, where) in per_element.items()}
+
+
+def predict(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> Candidates:
+    """The candidates of a batch: elements whose presence probability passes the threshold; `event` is the row of the source events."""
+    probability = outputs.presence_BN.sigmoid()
+    scores = torch.cat([1 - probability[..., None], probability[..., None] * outputs.class_BNC.softmax(-1)], -1)
+    kept = batch.mask_BN & (probability > config.threshold)
+    row, element = kept.nonzero(as_tuple=True)
+    four = momentum(outputs, batch)
+    pt, eta = four.pt[kept], four.eta[kept]
+    pdg = CLASS_PDG[1:][outputs.class_BNC[kept].argmax(-1).numpy(force=True)]
+    charge = outputs.charge_BN3[kept].argmax(-1).numpy(force=True).astype(np.int8) - 1
+    is_neutral = np.isin(pdg, (130, 22))
+    # A charged class needs a sign: the more likely of the two.
+    sign = np.where((outputs.charge_BN3[kept][:, 2] >= outputs.charge_BN3[kept][:, 0]).numpy(force=True), 1, -1).astype(np.int8)
+    charge = np.where(is_neutral, 0, np.where(charge == 0, sign, charge)).astype(np.int8)
+    return Candidates(
+        event=batch.rows_B[row].numpy(force=True),
+        element_index=element.numpy(force=True),
+        is_track=batch.is_track_BN[kept].numpy(force=True),
+        pdg=_signed_pdg(pdg, charge),
+        charge=charge,
+        px=(pt * four.cos_phi[kept]).numpy(force=True),
+        py=(pt * four.sin_phi[kept]).numpy(force=True),
+        pz=(pt * torch.sinh(eta)).numpy(force=True),
+        energy=four.energy[kept].numpy(force=True),
+        scores=scores[kept].numpy(force=True),
+    )
+
+
+def target_candidates(
+    *, event: NDArray[np.int64], element_index: NDArray[np.int64], is_track: NDArray[np.bool_], targets: dict[str, NDArray[np.float32]]
+) -> Candidates:
+    """The ceiling: what a perfect model would predict, from flat targets per element ((n,) each)."""
+    kept = targets["class"] > 0
+    t = {name: values[kept].astype(np.float64) for name, values in targets.items()}
+    classes = t["class"].astype(int)
+    charge = t["charge"].astype(np.int8)
+    return Candidates(
+        event=event[kept],
+        element_index=element_index[kept],
+        is_track=is_track[kept],
+        pdg=_signed_pdg(CLASS_PDG[classes], charge),
+        charge=charge,
+        px=(t["pt"] * t["cos_phi"]).astype(np.float32),
+        py=(t["pt"] * t["sin_phi"]).astype(np.float32),
+        pz=(t["pt"] * np.sinh(t["eta"])).astype(np.float32),
+        energy=t["energy"].astype(np.float32),
+        scores=np.eye(len(CLASSES), dtype=np.float32)[classes],
+    )
+
+
+def _signed_pdg(pdg: NDArray[np.int32], charge: NDArray[np.int8]) -> NDArray[np.int32]:
+    """PDG codes with the sign of the charge: 211 positive, but 11 and 13 negative leptons."""
+    is_lepton = np.isin(pdg, (11, 13))
+    return np.where(charge == 0, pdg, np.where(is_lepton, -charge, charge) * pdg).astype(np.int32)
+
+
+def _log(x: Tensor) -> Tensor:
+    return x.clamp_min(_MIN_MOMENTUM).log()
+
+
+def _huber(residual: Tensor) -> Tensor:
+    return nnf.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=1.0)

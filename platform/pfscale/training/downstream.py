@@ -1,0 +1,140 @@
+"""A downstream head on a registered model's candidates and latents: missing momentum from one linear layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pfscale import __version__
+from pfscale.config import Config, RunConfig, dump_yaml, fingerprint, runtime
+from pfscale.models.bundle import Bundle, load_bundle, save_bundle
+from pfscale.models.mlpf import count_parameters
+from pfscale.physics.bootstrap import event_bootstrap
+from pfscale.physics.met import MetMetrics, evaluate_met
+from pfscale.shards.dataset import EventIndex, load_index, select_events
+from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, struct_leaf
+from pfscale.tasks.missing_momentum import LinearMissingMomentum, MissingMomentumConfig, fit, pooled_features, predict
+from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig
+from pfscale.tracking.registry import register_model
+from pfscale.tracking.runs import connect
+from pfscale.training.evaluate import truth_candidates
+from pfscale.training.inference import event_chunks, run_model
+from pfscale.training.launch import ended, read_finished, storage_folder, write_finished
+from pfscale.training.lookup import locate_model
+from pfscale.training.run import Run
+
+LINEAR, PLAIN, CEILING = "latents_linear", "plain_sum", "truth_targets"
+
+
+class DownstreamConfig(Config):
+    """A head on a frozen backbone."""
+
+    seed: int = Field(1, ge=0, description="seed of the fit and of the bootstrap")
+    backbone: str = Field("models:/mlpf-cld@candidate", description="registered model that gives candidates and latents")
+    shards: str = runtime("shards", description="folder of event shards of the backbone's detector")
+    num_events: int | None = Field(None, ge=1, description="training events: those of lowest hash; empty: all")
+    task: MissingMomentumConfig = MissingMomentumConfig()
+    register_as: str = runtime("auto", description="name in the model registry; auto: missing-momentum-<detector>; empty: not registered")
+    run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What the head sees of one split: features (E, 2, K + 1), plain sum, truth and perfect reconstruction (E, 2), GeV."""
+
+    features: NDArray[np.float64]
+    plain: NDArray[np.float64]
+    target: NDArray[np.float64]
+    ceiling: NDArray[np.float64]
+
+
+def downstream(config: DownstreamConfig) -> Run:
+    """The fitted and registered head, with its resolution on the test split beside the plain sum of candidates and the ceiling.
+
+    Raises:
+        ModelNotFoundError, ShardError, NotEnoughDataError, TrackingError.
+    """
+    tracker = connect(config.run.tracking_uri, config.run.experiment)
+    folder, address = locate_model(config.backbone, tracking_uri=tracker.uri)
+    config = config.model_copy(update={"backbone": address})
+    index = load_index(config.shards)
+    train, test = select_events(index, "train", config.num_events), select_events(index, "test")
+    digest = fingerprint(config, data=index.manifest.hash)
+    name = config.run.name or f"downstream-{digest}"
+    storage = storage_folder(config.run) / name
+    finished = read_finished(storage, tracker, digest)
+    if finished is not None:
+        return finished
+    logger = tracker.start_run(name, fingerprint=digest, tags={"pfscale.verb": "downstream", "pfscale.backbone": address})
+    with ended(logger):
+        logger.log_config(dump_yaml(config))
+        backbone = load_bundle(folder)
+        sample = _sample(backbone, index, train, config.task)
+        model = fit(config.task, sample.features, sample.plain, sample.target, seed=config.seed)
+        metrics = _metrics(model, _sample(backbone, index, test, config.task), seed=config.seed)
+        metrics |= {"num_parameters": float(count_parameters(model)), "num_train_events": float(len(train))}
+        logger.log_metrics(metrics, step=0)
+        card = {
+            "detector": index.manifest.detector,
+            "simulation": index.manifest.simulation,
+            "data": index.manifest.hash,
+            "parent": address,
+            "fingerprint": digest,
+            "verb": "downstream",
+            "task": config.task.model_dump(mode="json"),
+            "metrics": metrics,
+            "pfscale": __version__,
+        }
+        bundle = save_bundle(storage / "model", config.task, model.state_dict(), card)
+        version = None
+        if config.register_as:
+            registered = f"missing-momentum-{index.manifest.detector}" if config.register_as == "auto" else config.register_as
+            tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint")}
+            version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=registered, tags=tags)
+        run = Run(run_id=logger.run_id, name=name, fingerprint=digest, metrics=metrics, checkpoint=bundle, model=version, link=logger.link)
+        write_finished(run)
+        return run
+
+
+def _sample(backbone: Bundle, index: EventIndex, members: NDArray[np.int64], config: MissingMomentumConfig) -> _Sample:
+    task = ReconstructionConfig(**backbone.card["task"])
+    features, plain, target, ceiling = [], [], [], []
+    for events in event_chunks(index, members, (*INPUT_COLUMNS, *TARGET_COLUMNS, "gen_met.px", "gen_met.py")):
+        prediction = run_model(backbone.model, events, task, with_latents=True)
+        assert prediction.latents is not None
+        candidates = prediction.candidates
+        latents = prediction.latents[events.offsets[candidates.event] + candidates.element_index]
+        pooled, total = pooled_features(candidates, latents, num_events=events.num_events, config=config)
+        features.append(pooled)
+        plain.append(total)
+        target.append(np.stack([struct_leaf(events.table, "gen_met", axis) for axis in ("px", "py")], 1).astype(np.float64))
+        ceiling.append(_minus_sum(truth_candidates(events), events.num_events))
+    return _Sample(*(np.concatenate(parts) for parts in (features, plain, target, ceiling)))
+
+
+def _minus_sum(candidates: Candidates, num_events: int) -> NDArray[np.float64]:
+    sums = [np.bincount(candidates.event, weights=-momentum, minlength=num_events) for momentum in (candidates.px, candidates.py)]
+    return np.stack(sums, 1)
+
+
+def _metrics(model: LinearMissingMomentum, sample: _Sample, *, seed: int) -> dict[str, float]:
+    """Resolution and response of the head, of the plain sum and of the ceiling, with bootstrap errors."""
+    bootstrap = event_bootstrap(len(sample.plain), seed=seed)
+    metrics: dict[str, float] = {}
+    for name, met in ((LINEAR, predict(model, sample.features, sample.plain)), (PLAIN, sample.plain), (CEILING, sample.ceiling)):
+        found = evaluate_met(met[:, 0], met[:, 1], sample.target[:, 0], sample.target[:, 1], bootstrap)
+        metrics |= {f"{name}/{key}": value for key, value in _named(found).items() if math.isfinite(value)}
+    return metrics
+
+
+def _named(found: MetMetrics) -> dict[str, float]:
+    return {
+        "met_resolution": found.residual.resolution.value,
+        "met_resolution_error": found.residual.resolution.error,
+        "met_response": found.response.median.value,
+        "met_response_error": found.response.median.error,
+    }

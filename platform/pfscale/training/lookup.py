@@ -1,0 +1,27 @@
+"""From a model's name to the loaded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pfscale.models.bundle import WEIGHTS, Bundle, load_bundle
+from pfscale.tracking.registry import download, resolve
+
+
+def load_model(model: str, *, tracking_uri: str) -> Bundle:
+    """The model that a registry reference (`models:/name@alias`, `name/3`) or a bundle's folder means.
+
+    Raises:
+        ModelNotFoundError: no such model, version or alias; lists what exists.
+        InputFileError: the folder is no model bundle.
+        TrackingError: the registry cannot be reached.
+    """
+    return load_bundle(locate_model(model, tracking_uri=tracking_uri)[0])
+
+
+def locate_model(model: str, *, tracking_uri: str) -> tuple[Path, str]:
+    """(local folder of the bundle, a name that never changes: `models:/name/3`, or the folder)."""
+    if (Path(model) / WEIGHTS).is_file():
+        return Path(model), str(Path(model).resolve())
+    version = resolve(tracking_uri, model)
+    return download(version), version.uri

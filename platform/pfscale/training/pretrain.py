@@ -1,0 +1,31 @@
+"""Pre-training: MLPF from random weights on one detector's shards."""
+
+from __future__ import annotations
+
+from pfscale.config import fingerprint
+from pfscale.models.mlpf import MlpfConfig
+from pfscale.shards.manifest import load_manifest
+from pfscale.tracking.runs import connect
+from pfscale.training.config import TrainingConfig
+from pfscale.training.launch import Launch, run_training
+from pfscale.training.run import Run
+
+
+class PretrainConfig(TrainingConfig):
+    """A pre-training."""
+
+    model: MlpfConfig = MlpfConfig()
+
+
+def pretrain(config: PretrainConfig) -> Run:
+    """The finished pre-training, its best model registered as `mlpf-<detector>@candidate`.
+
+    The same config and data again resume an unfinished run and return a finished one.
+
+    Raises:
+        ShardError, NotEnoughDataError, ResourceError, TrackingError, TrainingError.
+    """
+    manifest = load_manifest(config.data.shards)
+    tracker = connect(config.run.tracking_uri, config.run.experiment)
+    launch = Launch(verb="pretrain", config=config, model=config.model, fingerprint=fingerprint(config, data=manifest.hash))
+    return run_training(launch, tracker)

@@ -1,0 +1,40 @@
+"""What a training returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pfscale.tracking.registry import ModelVersion
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        metrics: final figures by name.
+        checkpoint: folder of the model bundle (None where nothing was trained).
+        model: the registered version, if one was registered.
+        link: how to open the run in MLflow.
+        resumed: it was finished before, and only looked up.
+        history: "train" and "validation" -> (step, loss).
+    """
+
+    run_id: str
+    name: str
+    fingerprint: str
+    metrics: dict[str, float]
+    checkpoint: Path | None
+    model: ModelVersion | None
+    link: str
+    resumed: bool = False
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Three lines for the terminal: what ran, how it ended, where to look."""
+        shown = ("validation_loss", "mlpf/jet_response_median", "mlpf/jet_response_iqr_over_median", "mlpf/met_resolution")
+        figures = ", ".join(f"{name.rpartition('/')[2]} {self.metrics[name]:.4g}" for name in shown if name in self.metrics)
+        model = f"registered as {self.model.uri}" if self.model else "not registered"
+        note = " (was already finished)" if self.resumed else ""
+        return f"{self.name}{note}: {model}\n{figures or 'no metrics'}\n{self.link}"

@@ -1,0 +1,111 @@
+"""Batch plans: every event once an epoch, within the token budget, the same for any number of workers, nested subsets."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_events import synthetic_table
+
+from pfscale.errors import NotEnoughDataError
+from pfscale.shards.dataset import EventIndex, cut_by_tokens, plan_epoch, select_events
+from pfscale.shards.ragged import CLUSTER_FEATURES, TRACK_FEATURES, from_arrow
+from pfscale.training.loop import worker_part
+
+
+def make_index(num_events: int, *, seed: int = 0, group_rows: int = 16, longest: int = 300) -> EventIndex:
+    rng = np.random.default_rng(seed)
+    position = np.arange(num_events)
+    return EventIndex(
+        files=("a", "b", "c"),
+        manifest=None,  # type: ignore[arg-type]
+        shard=(position // (4 * group_rows) % 3).astype(np.int32),
+        group=(position // group_rows).astype(np.int32),
+        row=(position % group_rows).astype(np.int32),
+        num_elements=rng.integers(0, longest, num_events).astype(np.int32),
+        split=rng.choice(3, num_events, p=[0.8, 0.1, 0.1]).astype(np.int8),
+        split_hash=rng.integers(0, 2**63, num_events, dtype=np.uint64),
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_events=st.integers(1, 400), tokens=st.integers(64, 4000), window=st.integers(1, 500), seed=st.integers(0, 99), epoch=st.integers(0, 5)
+)
+def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, tokens: int, window: int, seed: int, epoch: int) -> None:
+    """Catches events lost or repeated at window borders, and batches that outgrow the memory they were planned for."""
+    index = make_index(num_events)
+    events = np.arange(num_events)[::2]
+    windows = plan_epoch(index, events, tokens_per_step=tokens, window_events=window, seed=seed, epoch=epoch)
+    seen = np.concatenate([w.events[step] for w in windows for step in w.steps])
+    np.testing.assert_array_equal(np.sort(seen), events)
+    for w in windows:
+        for step in w.steps:
+            lengths = index.num_elements[w.events[step]]
+            assert len(step) == 1 or len(step) * lengths.max() <= tokens
+
+
+def test_plans_differ_between_epochs_and_repeat_for_the_same_one() -> None:
+    """Catches a shuffle that is frozen, or one that a resumed run cannot repeat."""
+    index = make_index(500)
+    plans = [plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=e) for e in (0, 0, 1)]
+    flat = [[tuple(w.events[step]) for w in plan for step in w.steps] for plan in plans]
+    assert flat[0] == flat[1]
+    assert sorted(flat[0]) != sorted(flat[2])
+
+
+def test_batches_waste_little_padding() -> None:
+    """Catches a plan that mixes long and short events: padding to the longest of a random batch costs a factor of about two here."""
+    index = make_index(4000, longest=400)
+    (window,) = plan_epoch(index, np.arange(4000), tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
+    lengths = [index.num_elements[window.events[step]] for step in window.steps]
+    padded = sum(len(values) * values.max() for values in lengths)
+    assert sum(values.sum() for values in lengths) / padded > 0.9
+
+
+@given(lengths=st.lists(st.integers(0, 500), max_size=60), tokens=st.integers(1, 2000))
+def test_cutting_by_tokens_keeps_the_order_and_every_event(lengths: list[int], tokens: int) -> None:
+    """Catches an event dropped where a run ends, and an endless loop on an event longer than the budget."""
+    runs = cut_by_tokens(np.array(lengths, int), tokens)
+    assert [i for run in runs for i in run] == list(range(len(lengths)))
+    assert all(len(run) for run in runs)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+def test_workers_share_a_step_without_loss_or_overlap(num_workers: int) -> None:
+    """Catches a step whose events depend on the number of workers."""
+    events = from_arrow(synthetic_table(20, seed=5))
+    rows = np.array([3, 1, 4, 15, 9])
+    parts = [worker_part(events, rows, SimpleNamespace(rank=r, world_size=num_workers)) for r in range(num_workers)]  # type: ignore[arg-type]
+    counted = [int(row) for part in parts for row, real in zip(part.rows_B, part.mask_BN.any(-1), strict=True) if real]
+    assert sorted(counted) == sorted(rows)
+    assert sum(part.num_elements for part in parts) == events.lengths[rows].sum()
+
+
+def test_subsets_are_nested_and_too_large_ones_refused() -> None:
+    """Catches subsets drawn anew for each size, and a request for more than there is that is silently cut."""
+    index = make_index(1000)
+    small, large = (select_events(index, "train", n) for n in (50, 200))
+    assert set(small) < set(large)
+    assert (index.split[large] == 0).all()
+    with pytest.raises(NotEnoughDataError, match="100000"):
+        select_events(index, "train", 100_000)
+
+
+def test_elements_are_tracks_then_clusters_with_their_own_features_and_targets() -> None:
+    """Catches features or targets of one event or element type that land on another."""
+    table = synthetic_table(15, seed=2)
+    events = from_arrow(table)
+    for i, row in enumerate(table.to_pylist()):
+        elements = slice(events.offsets[i], events.offsets[i + 1])
+        n = len(row["track"])
+        np.testing.assert_array_equal(events.is_track[elements], [True] * n + [False] * len(row["cluster"]))
+        want = [[t[name] for name in TRACK_FEATURES] for t in row["track"]]
+        np.testing.assert_array_equal(events.features[elements][:n, : len(TRACK_FEATURES)], np.array(want, np.float32).reshape(n, -1))
+        want = [[c[name] for name in CLUSTER_FEATURES] for c in row["cluster"]]
+        np.testing.assert_array_equal(events.features[elements][n:], np.array(want, np.float32).reshape(-1, len(CLUSTER_FEATURES)))
+        classes = [t["class"] for t in row["track_target"] + row["cluster_target"]]
+        np.testing.assert_array_equal(events.targets["class"][elements], classes)

@@ -60,13 +60,14 @@ class LoopInputs:
 
 @dataclass
 class LoopState:
-    """What a checkpoint holds beside the engine's state."""
+    """What a checkpoint holds beside the engine's state; `recent`: what was not logged yet."""
 
     step: int = 0
     best_loss: float = math.inf
     best_step: int = -1
     elements: int = 0
     seconds: float = 0.0
+    recent: dict[str, Any] = field(default_factory=dict)
     history: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: {"train": [], "validation": []})
 
 
@@ -85,12 +86,14 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     module = TaskModule(_build_model(inputs, index, train), config.task, trainable=inputs.trainable)
     engine = make_engine(config.engine, module, config.optimisation, session.device)
     state, best = LoopState(), engine.weights()
+    logger = inputs.tracker.attach(inputs.run_id) if session.rank == 0 else None
     with session.latest() as folder:
         if folder is not None:
             engine.load(folder)
             state = LoopState(**json.loads((folder / STATE).read_text()))
             best = safetensors.torch.load_file(folder / BEST)
-    logger = inputs.tracker.attach(inputs.run_id) if session.rank == 0 else None
+            if logger is not None:
+                logger.set_tags({"pfscale.resumed_from_step": str(state.step)})
     with _flushed(logger):
         _train(inputs, session, engine, state, best, index=index, train=train, validation=validation, logger=logger)
 
@@ -108,7 +111,7 @@ def _train(
     logger: RunLogger | None,
 ) -> None:
     config, last = inputs.config, inputs.config.optimisation.num_steps
-    recent = _Recent()
+    recent = _Recent(state.recent, session)
     committed = state.step
     for rows, events in _steps(index, train, config, start=state.step):
         if state.step >= last:
@@ -125,7 +128,7 @@ def _train(
         state.seconds += time.perf_counter() - begin
         recent.add(terms, num_elements, norm)
         if state.step % config.run.log_every == 0 or state.step == last:
-            means = recent.means(session)
+            means = recent.means()
             if logger is not None:
                 speed = {"learning_rate": rate, "elements_per_second": state.elements / max(state.seconds, 1e-9)}
                 logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **speed}, step=state.step)
@@ -138,7 +141,7 @@ def _train(
             if losses["loss"] < state.best_loss:
                 state.best_loss, state.best_step, best = losses["loss"], state.step, engine.weights()
         if state.step - committed >= config.checkpoint_every or state.step == last:
-            committed = state.step
+            committed, state.recent = state.step, recent.save()
             session.commit(lambda folder: _write(folder, engine, state, best, session.rank), _report(state))
 
 
@@ -170,9 +173,17 @@ def evaluate_loss(engine: Engine, index: EventIndex, members: NDArray[np.int64],
 
 
 class _Recent:
-    """Loss terms since the last point that was logged."""
+    """Loss terms since the last point that was logged; `saved` are those of the checkpoint that the run resumed from."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: dict[str, Any], session: Session) -> None:
+        self.session = session
+        self.reset()
+        if saved:
+            self.num_elements, self.norms = int(saved["num_elements"]), list(saved["norms"])
+            if session.rank == 0:
+                self.terms += torch.tensor(saved["terms"], dtype=torch.float64)
+
+    def reset(self) -> None:
         self.terms = torch.zeros(len(LOSS_TERMS), dtype=torch.float64)
         self.num_elements = 0
         self.norms: list[float] = []
@@ -182,12 +193,20 @@ class _Recent:
         self.num_elements += num_elements
         self.norms.append(norm)
 
-    def means(self, session: Session) -> dict[str, float]:
+    def save(self) -> dict[str, Any]:
+        """What a checkpoint keeps; moves all workers' sums to rank 0 (collective), which leaves their total as it was."""
+        _sum_over_workers(self.terms, self.session)
+        saved = {"terms": self.terms.tolist(), "num_elements": self.num_elements, "norms": self.norms}
+        if self.session.rank != 0:
+            self.terms.zero_()
+        return saved
+
+    def means(self) -> dict[str, float]:
         """Mean per element over all workers (collective), and starts anew."""
-        _sum_over_workers(self.terms, session)
+        _sum_over_workers(self.terms, self.session)
         means = (self.terms / max(self.num_elements, 1)).tolist()
         norm = float(np.mean(self.norms)) if self.norms else math.nan
-        self.__init__()  # type: ignore[misc]
+        self.reset()
         return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means), "gradient_norm": norm}
 
 

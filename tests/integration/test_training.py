@@ -1,0 +1,230 @@
+"""Training on synthetic events: engines and numbers of workers agree, killed runs resume exactly, modes train what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from pfscale.config import RunConfig, dump_yaml
+from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, TrainingError
+from pfscale.models.bundle import load_bundle
+from pfscale.models.mlpf import MlpfConfig
+from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
+from pfscale.training.downstream import DownstreamConfig, downstream
+from pfscale.training.finetune import FinetuneConfig, finetune
+from pfscale.training.pretrain import PretrainConfig, pretrain
+from pfscale.training.run import Run
+
+MODEL = MlpfConfig(width=16, num_layers=1, num_heads=2, dropout=0.1)
+Shards = Callable[..., Path]
+
+
+@pytest.fixture
+def run_config(tmp_path: Path, migrated_database: Path) -> RunConfig:
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    return RunConfig(storage=str(tmp_path / "runs"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", num_workers=0)
+
+
+def config(shards: Path, run: RunConfig, **changes: object) -> PretrainConfig:
+    steps = int(changes.pop("num_steps", 24))
+    values = {
+        "model": MODEL,
+        "engine": TorchEngineConfig(),
+        "optimisation": OptimisationConfig(num_steps=steps, learning_rate=3e-3, evaluate_every=8),
+        "data": DataConfig(shards=str(shards), tokens_per_step=512, num_validation_events=None),
+        "checkpoint_every": 5,  # not at the points that are logged: those must come out the same too
+        "run": run.model_copy(update={"log_every": 4}),
+    }
+    return PretrainConfig(**{**values, **changes})
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    assert run.checkpoint is not None
+    return safetensors.torch.load_file(run.checkpoint / "model.safetensors")
+
+
+def test_loss_falls_and_the_best_model_is_registered(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches a training that does not learn, and a registered model that is not the best evaluation's."""
+    run = pretrain(config(make_shards(), run_config, num_steps=80))
+    losses = [loss for _, loss in run.history["train"]]
+    assert losses[-1] < 0.6 * losses[0]
+    assert run.metrics["validation_loss"] == min(loss for _, loss in run.history["validation"])
+    assert run.model is not None
+    assert run.model.uri == "models:/mlpf-clic/1"
+    card = load_bundle(run.checkpoint).card  # type: ignore[arg-type]
+    assert (card["detector"], card["simulation"]) == ("clic", "builtin")
+
+
+def test_the_same_config_again_returns_the_finished_run(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches a second registration, or a second training, of the same thing."""
+    first, second = (pretrain(config(make_shards(), run_config)) for _ in range(2))
+    assert not first.resumed
+    assert second.resumed
+    assert (second.run_id, second.model) == (first.run_id, first.model)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 6, 13])
+def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    """Catches a data position, optimizer state, schedule, dropout or best model that is lost in a checkpoint."""
+    from pfscale.training import loop
+
+    unbroken = pretrain(config(make_shards(), run_config.model_copy(update={"storage": str(tmp_path / "other"), "experiment": "other"})))
+    check, steps = loop._check_finite, iter(range(10_000))
+
+    def kill(*args: object, **kwargs: object) -> None:
+        if next(steps) == kill_at:
+            raise Killed
+        check(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_check_finite", kill)
+    with pytest.raises(Killed):
+        pretrain(config(make_shards(), run_config))
+    resumed = pretrain(config(make_shards(), run_config))
+    for name, value in weights(unbroken).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert resumed.history == unbroken.history
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_events(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches a NaN that is trained through, or replaced."""
+    wild = OptimisationConfig(num_steps=200, learning_rate=1e18, clip_norm=1e30, warmup_fraction=0)
+    with pytest.raises(TrainingError, match="not finite"):
+        pretrain(config(make_shards(), run_config, optimisation=wild))
+
+
+def test_modes_train_what_they_say(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches a frozen encoder that moves, a `full` that starts from random weights, a `scratch` that does not."""
+    backbone = weights(pretrain(config(make_shards(), run_config, num_steps=80)))
+    cld = make_shards(200, seed=2, detector="cld", smear=0.1)
+
+    def transfer(mode: str) -> Run:
+        few = OptimisationConfig(num_steps=10, learning_rate=1e-3, evaluate_every=10)
+        data = DataConfig(shards=str(cld), num_events=50, tokens_per_step=512, num_validation_events=None)
+        return finetune(
+            FinetuneConfig(backbone="mlpf-clic@candidate", mode=mode, engine=TorchEngineConfig(), optimisation=few, data=data, run=run_config)  # type: ignore[arg-type]
+        )
+
+    zero, heads, full, scratch = (transfer(mode) for mode in ("zero-shot", "heads", "full", "scratch"))
+    assert zero.checkpoint is None
+    changed = {name for name, value in weights(heads).items() if not torch.equal(value, backbone[name])}
+    assert changed
+    assert all(name.startswith("heads.") for name in changed)
+    normalisation = [name for name in backbone if "standardise" in name]
+    assert all(torch.equal(weights(full)[name], backbone[name]) for name in normalisation)
+    assert not all(torch.equal(weights(scratch)[name], backbone[name]) for name in normalisation)
+    assert any("encoder.blocks" in name and not torch.equal(value, backbone[name]) for name, value in weights(full).items())
+    assert full.metrics["validation_loss"] < 0.5 * scratch.metrics["validation_loss"]
+    assert full.metrics["validation_loss"] < zero.metrics["validation_loss"] * 1.5
+
+
+def test_a_linear_layer_on_latents_is_not_worse_than_the_plain_sum(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches latents attached to the wrong candidates: the layer could then only add noise to a sum that it starts from."""
+    shards = make_shards(600)
+    pretrain(config(shards, run_config, num_steps=80))
+    run = downstream(DownstreamConfig(backbone="mlpf-clic@candidate", shards=str(shards), run=run_config))
+    assert run.model is not None
+    assert run.model.name == "missing-momentum-clic"
+    assert run.metrics["truth_targets/met_resolution"] < 1e-3
+    linear, plain, error = (
+        run.metrics[k] for k in ("latents_linear/met_resolution", "plain_sum/met_resolution", "plain_sum/met_resolution_error")
+    )
+    assert linear < plain + 2 * error
+
+
+def test_mistakes_are_found_before_anything_starts(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a sample size or backbone that fails only in a worker, or is silently replaced."""
+    shards = make_shards()
+    with pytest.raises(NotEnoughDataError, match="5000 train events"):
+        pretrain(config(shards, run_config, data=DataConfig(shards=str(shards), num_events=5000)))
+    with pytest.raises(ModelNotFoundError, match="mlpf-nowhere"):
+        finetune(FinetuneConfig(backbone="models:/mlpf-nowhere@candidate", data=DataConfig(shards=str(shards)), run=run_config))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_workers_than_cpus_is_an_error_not_a_hang(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches Ray's silence: it would wait for CPUs for ever."""
+    with pytest.raises(ResourceError, match="CPUs"):
+        pretrain(config(make_shards(), run_config.model_copy(update={"num_workers": 500})))
+
+
+def test_workers_and_engines_give_the_same_loss_trace(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a physics that depends on the number of workers: means of means, batches planned per worker, another clipping."""
+    quiet = MODEL.model_copy(update={"dropout": 0.0})  # dropout masks differ between workers
+    traces = {}
+    for workers, engine in ((0, TorchEngineConfig()), (2, DeepSpeedEngineConfig(zero_stage=1))):
+        run = run_config.model_copy(update={"num_workers": workers, "cpus_per_worker": 0.5, "storage": str(tmp_path / f"workers_{workers}")})
+        traces[workers] = pretrain(config(make_shards(), run, model=quiet, engine=engine)).history
+    for kind in ("train", "validation"):
+        np.testing.assert_allclose(np.array(traces[2][kind]), np.array(traces[0][kind]), rtol=2e-5)
+
+
+def test_a_driver_that_is_killed_resumes_from_its_last_checkpoint(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a kill -9 that loses the run: the same command again must go on, to the result of an unbroken run."""
+    run = run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5})
+    wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=300, checkpoint_every=10)
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(dump_yaml(wanted))
+    command = [sys.executable, "-c", "from pfscale.cli import main; main()", "pretrain", str(path)]
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path.parent.parent)}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+    _wait_for_checkpoint(tmp_path / "runs", first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    committed = _committed_steps(tmp_path / "runs")
+    assert 0 < committed < 300
+    second = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    (record,) = (tmp_path / "runs").glob("*/run.json")
+    resumed = json.loads(record.read_text())
+    assert int(_tag(run, resumed["run_id"], "pfscale.resumed_from_step")) >= committed
+    other = wanted.run.model_copy(update={"storage": str(tmp_path / "other"), "experiment": "other"})
+    unbroken = pretrain(wanted.model_copy(update={"run": other}))
+    np.testing.assert_allclose(resumed["history"]["train"], np.array(unbroken.history["train"]), rtol=1e-6)
+
+
+def _tag(run: RunConfig, run_id: str, name: str) -> str:
+    from mlflow import MlflowClient
+
+    return MlflowClient(run.tracking_uri).get_run(run_id).data.tags[name]
+
+
+def _wait_for_checkpoint(storage: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if _committed_steps(storage) > 0:
+            return
+        if process.poll() is not None:
+            assert process.stdout is not None
+            pytest.fail(f"the run ended before it was killed:\n{process.stdout.read().decode()}")
+        time.sleep(0.05)
+    pytest.fail("no checkpoint within three minutes")
+
+
+def _committed_steps(storage: Path) -> int:
+    """The step of the last checkpoint that Ray's own bookkeeping counts as there."""
+    steps = [0]
+    for snapshot in storage.glob("*-train/checkpoint_manager_snapshot.json"):
+        try:
+            found = json.loads(snapshot.read_text())["checkpoint_results"]
+        except (json.JSONDecodeError, KeyError):  # Ray is writing it
+            continue
+        steps += [int(item["metrics"]["step"]) for item in found]
+    return max(steps)

@@ -1,0 +1,228 @@
+"""The two parametrised detectors: one table of numbers each.
+
+Detectors differ by these numbers only; a third one is one more entry of `DETECTORS`.
+Sources: k4geo (CLIC_o3_v14, CLD_o2) for field, radii and layers, the Delphes CLICdet card for resolutions, the CLICdet and CLD
+conceptual designs (arXiv:1812.07337, arXiv:1911.12230) for disks and half lengths, which are rounded. Units: mm, GeV, tesla, rad.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pfscale.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class MomentumResolution:
+    """sigma(pt)/pt = `slope` * pt (+) `constant` for absolute eta below `eta_max`."""
+
+    eta_max: float
+    slope: float
+    constant: float
+
+
+@dataclass(frozen=True)
+class DetectorModel:
+    """Everything that the simulation knows about a detector."""
+
+    name: str
+    sqrt_s: MappingProxyType[str, float]  # process -> GeV
+    crossing_angle: float
+    beam_sigma: tuple[float, float, float]  # luminous region
+    b_field: float
+    # tracker
+    barrel_layers: tuple[tuple[float, float], ...]  # radius, half length
+    disks: tuple[tuple[float, float, float], ...]  # abs(z), inner radius, outer radius
+    vertex_layers: int  # how many of the barrel layers are pixel layers (impact parameter)
+    track_eta_max: float
+    momentum_resolution: tuple[MomentumResolution, ...]
+    d0_asymptotic: float  # for a first hit on the innermost layer
+    d0_scattering: float  # mm GeV, same
+    tracker_x0: float  # radiation lengths of the whole tracker at normal incidence
+    tracker_lambda: float  # interaction lengths, same
+    # calorimeters; the barrel is a cylinder, the endcaps are disks of the same depth
+    ecal_radius: float
+    ecal_z: float
+    ecal_thickness: float
+    ecal_sections: int
+    ecal_cell: float
+    ecal_x0: float
+    ecal_lambda: float
+    ecal_mip: float  # calibrated energy of a minimum-ionising particle in one section
+    hcal_gap: float  # between the back of the ECAL and the front of the HCAL
+    hcal_thickness: float
+    hcal_sections: int
+    hcal_cell: float
+    hcal_lambda: float
+    hcal_x0: float
+    hcal_mip: float
+    endcap_inner_radius: float
+    ecal_threshold: float = 0.002
+    hcal_threshold: float = 0.0115
+    ecal_stochastic: float = 0.156
+    ecal_constant: float = 0.01
+    hcal_stochastic: float = 0.33
+    hcal_constant: float = 0.05
+    ecal_calibration: float = 1.0
+    hcal_calibration: float = 1.0
+
+    @property
+    def calorimeter_outer_radius(self) -> float:
+        """Radius where the HCAL barrel ends, mm."""
+        return self.ecal_radius + self.ecal_thickness + self.hcal_gap + self.hcal_thickness
+
+
+def _resolution(scale: float) -> tuple[MomentumResolution, ...]:
+    """The CLICdet card's bins with the constant term scaled: B R of the two trackers differ, B R^2 hardly."""
+    bins = (
+        (0.18, 1.33e-5, 2.1e-3),
+        (0.45, 1.28e-5, 2.2e-3),
+        (0.88, 1.17e-5, 2.6e-3),
+        (1.32, 1.12e-5, 3.9e-3),
+        (1.74, 8.6e-5, 1.5e-2),
+        (9.0, 17.2e-5, 3.0e-2),
+    )
+    return tuple(MomentumResolution(eta, slope, constant * scale) for eta, slope, constant in bins)
+
+
+_CLIC = DetectorModel(
+    name="clic",
+    sqrt_s=MappingProxyType({"ttbar": 380.0, "qq": 380.0, "WW": 380.0}),
+    crossing_angle=0.020,
+    beam_sigma=(1e-4, 2e-6, 0.050),
+    b_field=4.0,
+    barrel_layers=(
+        (31.0, 130.0),
+        (33.0, 130.0),
+        (44.0, 130.0),
+        (46.0, 130.0),
+        (58.0, 130.0),
+        (60.0, 130.0),
+        (127.0, 482.0),
+        (340.0, 482.0),
+        (554.0, 692.0),
+        (819.0, 1264.0),
+        (1153.0, 1264.0),
+        (1486.0, 1264.0),
+    ),
+    disks=(
+        (160.0, 33.0, 102.0),
+        (162.0, 33.0, 102.0),
+        (217.0, 33.0, 102.0),
+        (219.0, 33.0, 102.0),
+        (300.0, 33.0, 102.0),
+        (302.0, 33.0, 102.0),
+        (524.0, 72.0, 405.0),
+        (808.0, 99.0, 550.0),
+        (1093.0, 131.0, 550.0),
+        (1377.0, 164.0, 550.0),
+        (1661.0, 196.0, 550.0),
+        (1946.0, 228.0, 550.0),
+        (2190.0, 256.0, 550.0),
+        (1310.0, 618.0, 1430.0),
+        (1617.0, 618.0, 1430.0),
+        (1883.0, 618.0, 1430.0),
+        (2190.0, 618.0, 1430.0),
+    ),
+    vertex_layers=6,
+    track_eta_max=2.54,
+    momentum_resolution=_resolution(1.0),
+    d0_asymptotic=0.002,
+    d0_scattering=0.015,
+    tracker_x0=0.10,
+    tracker_lambda=0.025,
+    ecal_radius=1500.0,
+    ecal_z=2307.0,
+    ecal_thickness=202.0,
+    ecal_sections=10,
+    ecal_cell=10.2,
+    ecal_x0=22.0,
+    ecal_lambda=1.0,
+    ecal_mip=0.024,
+    hcal_gap=38.0,
+    hcal_thickness=1590.0,
+    hcal_sections=30,
+    hcal_cell=60.0,
+    hcal_lambda=7.5,
+    hcal_x0=68.0,
+    hcal_mip=0.054,
+    endcap_inner_radius=250.0,
+)
+
+_CLD = DetectorModel(
+    name="cld",
+    sqrt_s=MappingProxyType({"ttbar": 365.0, "qq": 365.0, "WW": 365.0, "ZH": 240.0}),
+    crossing_angle=0.030,
+    beam_sigma=(0.010, 2.6e-5, 0.64),
+    b_field=2.0,
+    barrel_layers=(
+        (13.0, 109.0),
+        (15.0, 109.0),
+        (35.0, 109.0),
+        (37.0, 109.0),
+        (57.0, 109.0),
+        (59.0, 109.0),
+        (127.0, 482.0),
+        (400.0, 482.0),
+        (670.0, 692.0),
+        (1000.0, 1264.0),
+        (1568.0, 1264.0),
+        (2136.0, 1264.0),
+    ),
+    disks=(
+        (160.0, 24.0, 102.0),
+        (162.0, 24.0, 102.0),
+        (230.0, 34.0, 102.0),
+        (232.0, 34.0, 102.0),
+        (300.0, 45.0, 102.0),
+        (302.0, 45.0, 102.0),
+        (524.0, 80.0, 457.0),
+        (808.0, 123.0, 652.0),
+        (1093.0, 165.0, 663.0),
+        (1377.0, 207.0, 661.0),
+        (1661.0, 249.0, 661.0),
+        (1946.0, 292.0, 660.0),
+        (2190.0, 330.0, 647.0),
+        (1310.0, 718.0, 2080.0),
+        (1617.0, 718.0, 2080.0),
+        (1883.0, 718.0, 2080.0),
+        (2190.0, 718.0, 2080.0),
+    ),
+    vertex_layers=6,
+    track_eta_max=2.56,
+    momentum_resolution=_resolution(1.39),
+    d0_asymptotic=0.002,
+    d0_scattering=0.014,
+    tracker_x0=0.10,
+    tracker_lambda=0.025,
+    ecal_radius=2150.0,
+    ecal_z=2307.0,
+    ecal_thickness=202.0,
+    ecal_sections=10,
+    ecal_cell=10.2,
+    ecal_x0=22.0,
+    ecal_lambda=1.0,
+    ecal_mip=0.024,
+    hcal_gap=48.0,
+    hcal_thickness=1166.0,
+    hcal_sections=22,
+    hcal_cell=60.0,
+    hcal_lambda=5.5,
+    hcal_x0=50.0,
+    hcal_mip=0.054,
+    endcap_inner_radius=340.0,
+)
+
+DETECTORS: MappingProxyType[str, DetectorModel] = MappingProxyType({"clic": _CLIC, "cld": _CLD})
+
+
+def detector_model(name: str) -> DetectorModel:
+    """The table of detector `name`.
+
+    Raises:
+        UnknownNameError: no such detector.
+    """
+    if name not in DETECTORS:
+        raise unknown_name("detector", name, tuple(DETECTORS))
+    return DETECTORS[name]

@@ -1,0 +1,207 @@
+"""Reconstructed tracks: acceptance, efficiency, and five helix parameters drawn from a full covariance.
+
+The covariance depends on momentum, angle and the radius of the innermost hit; its size and its correlations follow the precise
+tracks of the real CLD event (D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from that covariance, so pulls are 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from pfscale.simulation.detectors import DetectorModel
+from pfscale.simulation.generator import FloatArray, IntArray, Particles
+from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
+
+MIN_HITS = 4
+MIN_PT = 0.1
+MAX_EFFICIENCY = 0.99
+# Correlations of (D0, phi, omega, Z0, tanLambda)
+CORRELATION = np.array(
+    [
+        [1.0, -0.88, -0.03, 0.0, 0.0],
+        [-0.88, 1.0, 0.03, 0.0, 0.0],
+        [-0.03, 0.03, 1.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 1.0, -0.88],
+        [0.0, 0.0, 0.0, -0.88, 1.0],
+    ]
+)
+LOWER_TRIANGLE = np.tril_indices(5)
+BETHE_SCALE = 3.9e-4  # GeV/mm, the minimum of the energy loss in silicon
+DEDX_ERROR = 0.10
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Tracks of several events, ordered by event. Shapes: (T,), or as said. Units: mm, rad, GeV, ns."""
+
+    event: IntArray
+    particle: IntArray
+    parameters: FloatArray  # (T, 5): D0, phi, omega, Z0, tanLambda at the origin
+    true_parameters: FloatArray  # same
+    covariance: FloatArray  # (T, 15): lower triangle by row
+    first_hit: FloatArray  # (T, 3)
+    first_phi: FloatArray  # change of phi up to the first hit
+    calorimeter: FloatArray  # (T, 3)
+    calorimeter_phi: FloatArray  # same, up to the calorimeter
+    num_hits: IntArray
+    chi2: FloatArray
+    ndf: IntArray
+    dedx: FloatArray
+    confused_with: IntArray  # another particle that owns one of the hits, or -1
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+
+def reconstruct_tracks(
+    particles: Particles, destroyed: IntArray, arc: FloatArray, detector: DetectorModel, rng: np.random.Generator
+) -> Tracks:
+    """The tracks of all charged particles that the tracker sees. `arc`: transverse path to the calorimeter, -1: not reached."""
+    pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
+    eta = np.arcsinh(particles.momentum[:, 2] / np.maximum(pt, 1e-9))
+    decays_in_flight = (particles.status == 2) | (destroyed == 1)
+    candidates = np.flatnonzero(
+        (particles.charge != 0)
+        & (pt > MIN_PT)
+        & (np.abs(eta) < detector.track_eta_max)
+        & (np.linalg.norm(particles.vertex, axis=1) < 1500.0)
+    )
+    flight = np.linalg.norm(particles.endpoint - particles.vertex, axis=1)
+    candidates = candidates[~decays_in_flight[candidates] | (flight[candidates] > 30.0)]
+    true, arcs_to_origin = _at_origin(particles, candidates, detector.b_field)
+    layers = np.array(detector.barrel_layers)
+    disks = np.array(detector.disks)
+    stop = np.where(decays_in_flight, flight * pt / np.maximum(np.linalg.norm(particles.momentum, axis=1), 1e-9), 1e30)[candidates]
+    num_hits, first_hit, first_arc = _hits(
+        particles.vertex[candidates], true[:, 1] - true[:, 2] * arcs_to_origin, true[:, 2], true[:, 4], layers, disks, stop
+    )
+    plateau = MAX_EFFICIENCY * (1.0 - np.exp(-((pt[candidates] / 0.12) ** 2)))
+    found = (num_hits >= MIN_HITS) & (rng.random(len(candidates)) < plateau)
+    keep = np.flatnonzero(found)
+    index = candidates[keep]
+    true, num_hits, first_hit, first_arc = true[keep], num_hits[keep], first_hit[keep], first_arc[keep] + arcs_to_origin[keep]
+    sigma = _resolutions(
+        pt[index], eta[index], np.hypot(first_hit[:, 0], first_hit[:, 1]), true[:, 2], np.abs(particles.pdg[index]) == 11, detector
+    )
+    noise = rng.standard_normal((len(index), 5)) @ np.linalg.cholesky(CORRELATION).T
+    measured = true + sigma * noise
+    measured[:, 1] = (measured[:, 1] + np.pi) % (2 * np.pi) - np.pi
+    covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
+    ndf = 2 * num_hits - 5
+    position, phi_change = _at_calorimeter(arc[index], measured, arcs_to_origin[keep])
+    return Tracks(
+        event=particles.event[index],
+        particle=index,
+        parameters=measured,
+        true_parameters=true,
+        covariance=covariance[:, LOWER_TRIANGLE[0], LOWER_TRIANGLE[1]],
+        first_hit=first_hit,
+        first_phi=-true[:, 2] * first_arc,
+        calorimeter=position,
+        calorimeter_phi=phi_change,
+        num_hits=num_hits,
+        chi2=rng.chisquare(np.maximum(ndf, 1)),
+        ndf=ndf,
+        dedx=_dedx(particles, index, rng),
+        confused_with=_confusion(particles.event[index], index, rng),
+    )
+
+
+def _at_origin(particles: Particles, index: IntArray, b_field: float) -> tuple[FloatArray, FloatArray]:
+    """Helix parameters (n, 5) at the point closest to the origin, and the transverse path (n,) from there to the vertex."""
+    x, y, z = particles.vertex[index].T
+    px, py, pz = particles.momentum[index].T
+    pt = np.hypot(px, py)
+    phi = np.arctan2(py, px)
+    omega = particles.charge[index] * CURVATURE * b_field / pt
+    cx, cy = x + np.sin(phi) / omega, y - np.cos(phi) / omega
+    sign = np.sign(omega)
+    phi0 = np.arctan2(sign * cx, -sign * cy)
+    d0 = 1.0 / omega - sign * np.hypot(cx, cy)
+    turn = (phi0 - phi + np.pi) % (2 * np.pi) - np.pi
+    path = turn / omega
+    tan_lambda = pz / pt
+    return np.stack([d0, phi0, omega, z - path * tan_lambda, tan_lambda], axis=1), path
+
+
+@njit(cache=True)
+def _hits(
+    vertex: FloatArray, phi: FloatArray, omega: FloatArray, tan_lambda: FloatArray, layers: FloatArray, disks: FloatArray, stop: FloatArray
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Number of hits (n,), position of the innermost (n, 3) and its transverse path from the vertex (n,)."""
+    num = len(phi)
+    counts, first, arcs = np.zeros(num, dtype=np.int64), np.zeros((num, 3)), np.zeros(num)
+    for i in range(num):
+        x, y, z = vertex[i]
+        best = 1e30
+        half_turn = np.pi / max(abs(omega[i]), 1e-9)
+        for k in range(len(layers)):
+            if layers[k, 0] <= np.hypot(x, y):
+                continue
+            arc = arc_to_radius(x, y, phi[i], omega[i], layers[k, 0])
+            if arc < 0 or arc > min(half_turn, stop[i]) or abs(z + arc * tan_lambda[i]) > layers[k, 1]:
+                continue
+            counts[i] += 1
+            best = min(best, arc)
+        for k in range(len(disks)):
+            if abs(tan_lambda[i]) < 1e-6:
+                break
+            arc = (np.sign(tan_lambda[i]) * disks[k, 0] - z) / tan_lambda[i]
+            if arc < 0 or arc > min(half_turn, stop[i]):
+                continue
+            hx, hy, _, _ = move(x, y, z, phi[i], omega[i], tan_lambda[i], arc)
+            r = np.hypot(hx, hy)
+            if disks[k, 1] <= r <= disks[k, 2]:
+                counts[i] += 1
+                best = min(best, arc)
+        if counts[i] > 0:
+            first[i, 0], first[i, 1], first[i, 2], _ = move(x, y, z, phi[i], omega[i], tan_lambda[i], best)
+            arcs[i] = best
+    return counts, first, arcs
+
+
+def _resolutions(
+    pt: FloatArray, eta: FloatArray, radius: FloatArray, omega: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel
+) -> FloatArray:
+    """Standard deviations (n, 5) of (D0, phi, omega, Z0, tanLambda); `radius` is that of the innermost hit."""
+    bins = detector.momentum_resolution
+    which = np.searchsorted([b.eta_max for b in bins[:-1]], np.abs(eta), side="right")
+    slope = np.array([b.slope for b in bins])[which]
+    constant = np.array([b.constant for b in bins])[which] * np.where(is_electron, 1.25, 1.0)
+    momentum = pt * np.cosh(eta)
+    sin_theta = 1.0 / np.cosh(eta)
+    lever = np.maximum(radius / detector.barrel_layers[0][0], 1.0)
+    d0 = lever * np.hypot(detector.d0_asymptotic, detector.d0_scattering / (momentum * sin_theta**1.5))
+    outside_vertex = radius > detector.barrel_layers[detector.vertex_layers - 1][0] * 1.8
+    phi = np.hypot(2e-5, 1.05e-3 / (momentum * np.sqrt(sin_theta))) * np.sqrt(1.0 + radius / 200.0)
+    z0 = d0 / sin_theta * np.where(outside_vertex, 1.8, 1.0)
+    return np.stack([d0, phi, np.abs(omega) * np.hypot(slope * pt, constant), z0, phi / sin_theta], axis=1)
+
+
+def _at_calorimeter(arc: FloatArray, measured: FloatArray, to_vertex: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The measured helix at the calorimeter face: position (n, 3) and change of phi (n,); NaN where the particle does not get there."""
+    d0, phi, omega, z0, tan_lambda = measured.T
+    length = np.where(arc >= 0, arc + to_vertex, np.nan)
+    end = phi - omega * length
+    x = -d0 * np.sin(phi) + (np.sin(phi) - np.sin(end)) / omega
+    y = d0 * np.cos(phi) + (np.cos(end) - np.cos(phi)) / omega
+    return np.stack([x, y, z0 + length * tan_lambda], axis=1), -omega * length
+
+
+def _dedx(particles: Particles, index: IntArray, rng: np.random.Generator) -> FloatArray:
+    """A Bethe-like energy loss (GeV/mm) with a 10% spread."""
+    beta_gamma = np.linalg.norm(particles.momentum[index], axis=1) / np.maximum(particles.mass[index], 1e-4)
+    beta2 = beta_gamma**2 / (1.0 + beta_gamma**2)
+    loss = BETHE_SCALE * (1.0 + 0.08 * np.log1p(np.minimum(beta_gamma, 300.0) / 3.5)) / np.maximum(beta2, 0.02)
+    return loss * (1.0 + DEDX_ERROR * rng.standard_normal(len(index)))
+
+
+def _confusion(event: IntArray, particle: IntArray, rng: np.random.Generator) -> IntArray:
+    """For one track in ten, the particle of the neighbouring track in the same event that owns one of its hits; else -1."""
+    other = np.roll(particle, 1)
+    same_event = np.roll(event, 1) == event
+    return np.where((rng.random(len(particle)) < 0.1) & same_event & (other != particle), other, -1)

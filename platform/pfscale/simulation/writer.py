@@ -1,0 +1,285 @@
+"""EDM4hep ROOT files from simulated events, in podio 1.2's branch names (README.md lists where uproot forces a difference)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import uproot
+
+from pfscale.simulation.generator import FloatArray, IntArray
+from pfscale.simulation.response import Clusters, DetectorEvents, Hits
+from pfscale.simulation.tracks import DEDX_ERROR, Tracks
+
+HIT_COLLECTIONS = ("ECALBarrel", "ECALEndcap", "HCALBarrel", "HCALEndcap")
+COLLECTIONS = (
+    "EventHeader",
+    "MCParticles",
+    "SiTracks_Refitted",
+    "SiTracks_Refitted_dQdx",
+    "SiTracksMCTruthLink",
+    *HIT_COLLECTIONS,
+    "CalohitMCTruthLink",
+    "PandoraClusters",
+)
+TRACK_STATES = (1, 2, 4)  # edm4hep::TrackState: at the interaction point, the first hit, the calorimeter
+COVARIANCE_BRANCH = "_SiTracks_Refitted_trackStates.covMatrix.values"
+Columns = dict[str, tuple[IntArray, npt.NDArray[Any]]]  # branch -> (objects per event, values)
+
+
+def collection_id(name: str) -> int:
+    """The 32-bit number that stands for collection `name` in ObjectIDs of built-in files."""
+    return zlib.crc32(name.encode())
+
+
+class EventFile:
+    """A ROOT file that grows by batches of events; use as a context manager."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+        self._file = uproot.recreate(path, compression=uproot.LZ4(1))
+        self._tree: Any = None
+        self._metadata = dict(metadata)
+
+    def __enter__(self) -> EventFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._write_metadata()
+        self._file.close()
+
+    def extend(self, events: DetectorEvents, first_number: int, run_number: int) -> None:
+        """Append a batch of events, numbered from `first_number`."""
+        columns = event_columns(events, first_number, run_number)
+        arrays = {name: _jagged(counts, values) for name, (counts, values) in columns.items()}
+        if self._tree is None:
+            types = {name: array.type.content for name, array in arrays.items()}
+            self._tree = self._file.mktree("events", types, counter_name=_counter)
+        self._tree.extend(arrays)
+
+    def _write_metadata(self) -> None:
+        names = {
+            "events___CollectionTypeInfo.name": ak.Array(list(COLLECTIONS)),
+            "events___CollectionTypeInfo.collectionID": np.array([collection_id(name) for name in COLLECTIONS], dtype=np.uint32),
+        }
+        pairs = {"key": ak.Array(list(self._metadata)), "value": ak.Array(list(self._metadata.values()))}
+        for tree_name, content in (("podio_metadata", names), ("pfscale_metadata", pairs)):
+            types = {k: v.dtype if isinstance(v, np.ndarray) else "string" for k, v in content.items()}
+            self._file.mktree(tree_name, types).extend(content)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The `pfscale_metadata` of a built-in file; empty for any other file."""
+    with uproot.open(path) as file:
+        if "pfscale_metadata" not in file:
+            return {}
+        tree = file["pfscale_metadata"]
+        return dict(zip(tree["key"].array().tolist(), tree["value"].array().tolist(), strict=True))
+
+
+def _counter(branch: str) -> str:
+    """One counter branch per collection, but the covariance has 21 numbers per track state."""
+    return f"n{branch}" if branch == COVARIANCE_BRANCH else f"n{branch.split('.')[0]}"
+
+
+def _jagged(counts: IntArray, values: npt.NDArray[Any]) -> ak.Array:
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), ak.contents.NumpyArray(np.ascontiguousarray(values))))
+
+
+def event_columns(events: DetectorEvents, first_number: int, run_number: int) -> Columns:
+    """Every branch of a batch: objects per event and the flat values."""
+    num = events.particles.num_events
+    one = np.ones(num, dtype=np.int64)
+    header: Columns = {
+        "EventHeader.eventNumber": (one, (first_number + np.arange(num)).astype(np.uint64)),
+        "EventHeader.runNumber": (one, np.full(num, run_number, dtype=np.uint32)),
+        "EventHeader.timeStamp": (one, np.zeros(num, dtype=np.uint64)),
+        "EventHeader.weight": (one, np.ones(num)),
+    }
+    first_particle = _first(events.particles.event, num)
+    tracks = _track_columns(events.tracks, first_particle, num)
+    calorimeter = _hit_columns(events.hits, first_particle, num) | _cluster_columns(events.clusters, events.hits, num)
+    return header | _particle_columns(events, first_particle) | tracks | calorimeter
+
+
+def _count(event: IntArray, num_events: int) -> IntArray:
+    return np.bincount(event, minlength=num_events)
+
+
+def _first(event: IntArray, num_events: int) -> IntArray:
+    """Flat index of each event's first object."""
+    counts = _count(event, num_events)
+    return np.cumsum(counts) - counts
+
+
+def _float(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    return values.astype(np.float32)
+
+
+def _vector(name: str, counts: IntArray, values: FloatArray, dtype: type[np.floating[Any]]) -> Columns:
+    return {f"{name}.{axis}": (counts, values[:, k].astype(dtype)) for k, axis in enumerate("xyz")}
+
+
+def _relation(name: str, counts: IntArray, index: IntArray, collection: int | npt.NDArray[np.uint32]) -> Columns:
+    ids = np.broadcast_to(np.asarray(collection, dtype=np.uint32), index.shape)
+    return {f"{name}.index": (counts, index.astype(np.int32)), f"{name}.collectionID": (counts, ids)}
+
+
+def _ranges(name: str, counts: IntArray, per_object: IntArray, event: IntArray) -> Columns:
+    """`_begin` and `_end` (within the event) of relations that are stored in the order of their objects."""
+    end = np.cumsum(per_object)
+    before = np.concatenate([[0], end])[_first(event, len(counts))][event]
+    return {
+        f"{name}_begin": (counts, (end - per_object - before).astype(np.uint32)),
+        f"{name}_end": (counts, (end - before).astype(np.uint32)),
+    }
+
+
+def _particle_columns(events: DetectorEvents, first: IntArray) -> Columns:
+    particles = events.particles
+    counts = _count(particles.event, particles.num_events)
+    columns: Columns = {
+        "MCParticles.PDG": (counts, particles.pdg.astype(np.int32)),
+        "MCParticles.generatorStatus": (counts, particles.status.astype(np.int32)),
+        "MCParticles.simulatorStatus": (counts, events.simulator_status.astype(np.int32)),
+        "MCParticles.charge": (counts, _float(particles.charge)),
+        "MCParticles.time": (counts, _float(particles.time)),
+        "MCParticles.mass": (counts, particles.mass),
+    }
+    for name, values in (("vertex", particles.vertex), ("endpoint", particles.endpoint), ("momentum", particles.momentum)):
+        columns |= _vector(f"MCParticles.{name}", counts, values, np.float64)
+    by_parent = np.lexsort((particles.child, particles.parent))
+    for name, owner, other in (
+        ("parents", particles.child, particles.parent),
+        ("daughters", particles.parent[by_parent], particles.child[by_parent]),
+    ):
+        per_particle = np.bincount(owner, minlength=len(particles))
+        columns |= _ranges(f"MCParticles.{name}", counts, per_particle, particles.event)
+        event = particles.event[owner]
+        columns |= _relation(
+            f"_MCParticles_{name}", _count(event, particles.num_events), other - first[event], collection_id("MCParticles")
+        )
+    return columns
+
+
+def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Columns:
+    counts = _count(tracks.event, num)
+    states = np.full(len(tracks), len(TRACK_STATES))
+    columns: Columns = {
+        "SiTracks_Refitted.type": (counts, np.full(len(tracks), 42, dtype=np.int32)),
+        "SiTracks_Refitted.chi2": (counts, _float(tracks.chi2)),
+        "SiTracks_Refitted.ndf": (counts, tracks.ndf.astype(np.int32)),
+        "SiTracks_Refitted.Nholes": (counts, np.zeros(len(tracks), dtype=np.int32)),
+    }
+    columns |= _ranges("SiTracks_Refitted.trackStates", counts, states, tracks.event)
+    columns |= _track_state_columns(tracks, counts)
+    columns |= {
+        "SiTracks_Refitted_dQdx.dQdx.type": (counts, np.zeros(len(tracks), dtype=np.int16)),
+        "SiTracks_Refitted_dQdx.dQdx.value": (counts, _float(tracks.dedx)),
+        "SiTracks_Refitted_dQdx.dQdx.error": (counts, _float(tracks.dedx * DEDX_ERROR)),
+    }
+    number = np.arange(len(tracks)) - _first(tracks.event, num)[tracks.event]
+    columns |= _relation("_SiTracks_Refitted_dQdx_track", counts, number, collection_id("SiTracks_Refitted"))
+    confused = np.flatnonzero(tracks.confused_with >= 0)
+    share = np.where(tracks.confused_with >= 0, 1.0 / tracks.num_hits, 0.0)
+    track = np.concatenate([np.arange(len(tracks)), confused])
+    particle = np.concatenate([tracks.particle, tracks.confused_with[confused]])
+    weight = np.concatenate([1.0 - share, share[confused]])
+    order = np.argsort(track, kind="stable")
+    track, particle, weight = track[order], particle[order], weight[order]
+    event = tracks.event[track]
+    link_counts = _count(event, num)
+    columns |= {"SiTracksMCTruthLink.weight": (link_counts, _float(weight))}
+    columns |= _relation("_SiTracksMCTruthLink_from", link_counts, number[track], collection_id("SiTracks_Refitted"))
+    columns |= _relation("_SiTracksMCTruthLink_to", link_counts, particle - first_particle[event], collection_id("MCParticles"))
+    return columns
+
+
+def _track_state_columns(tracks: Tracks, counts: IntArray) -> Columns:
+    """The states of every track, in the order of `TRACK_STATES`; at the hit and the calorimeter the reference point lies on the helix."""
+    name = "_SiTracks_Refitted_trackStates"
+    num = len(tracks)
+    counts = counts * len(TRACK_STATES)
+    zero = np.zeros(num)
+    d0, phi, omega, z0, tan_lambda = tracks.parameters.T
+    has_end = np.isfinite(tracks.calorimeter_phi)
+    # A track that never reaches the calorimeter repeats its first-hit state there, so that every track has the same states.
+    end_phi = np.where(has_end, tracks.calorimeter_phi, tracks.first_phi)
+    end = np.where(has_end[:, None], tracks.calorimeter, tracks.first_hit)
+
+    def interleave(*per_state: FloatArray) -> FloatArray:
+        return np.stack(per_state, axis=1).reshape(num * len(TRACK_STATES), *per_state[0].shape[1:])
+
+    def wrap(angle: FloatArray) -> FloatArray:
+        return (angle + np.pi) % (2 * np.pi) - np.pi
+
+    covariance = np.zeros((num, len(TRACK_STATES), 21))
+    covariance[:, :, :15] = tracks.covariance[:, None, :]
+    reference = interleave(np.zeros((num, 3)), tracks.first_hit, end)
+    columns: Columns = {
+        f"{name}.location": (counts, np.tile(np.array(TRACK_STATES, dtype=np.int32), num)),
+        f"{name}.D0": (counts, _float(interleave(d0, zero, zero))),
+        f"{name}.phi": (counts, _float(interleave(phi, wrap(phi + tracks.first_phi), wrap(phi + end_phi)))),
+        f"{name}.omega": (counts, _float(interleave(omega, omega, omega))),
+        f"{name}.Z0": (counts, _float(interleave(z0, zero, zero))),
+        f"{name}.tanLambda": (counts, _float(interleave(tan_lambda, tan_lambda, tan_lambda))),
+        f"{name}.time": (counts, _float(interleave(zero, zero, zero))),
+    }
+    columns |= _vector(f"{name}.referencePoint", counts, reference, np.float32)
+    columns[COVARIANCE_BRANCH] = (counts * 21, _float(covariance.reshape(-1)))
+    return columns
+
+
+def _number_in_collection(hits: Hits) -> IntArray:
+    """Index (n,) of each hit within its collection and event; hits are ordered by both."""
+    group = hits.event * len(HIT_COLLECTIONS) + hits.collection
+    return np.arange(len(group)) - np.searchsorted(group, group)
+
+
+def _hit_columns(hits: Hits, first_particle: IntArray, num: int) -> Columns:
+    columns: Columns = {}
+    for k, name in enumerate(HIT_COLLECTIONS):
+        chosen = hits.collection == k
+        counts = _count(hits.event[chosen], num)
+        columns |= {
+            f"{name}.cellID": (counts, hits.cell[chosen].astype(np.uint64)),
+            f"{name}.energy": (counts, _float(hits.energy[chosen])),
+            f"{name}.energyError": (counts, np.zeros(int(chosen.sum()), dtype=np.float32)),
+            f"{name}.time": (counts, _float(hits.time[chosen])),
+            f"{name}.type": (counts, np.full(int(chosen.sum()), k, dtype=np.int32)),
+        }
+        columns |= _vector(f"{name}.position", counts, hits.position[chosen], np.float32)
+    event = hits.event[hits.link_hit]
+    counts = _count(event, num)
+    columns["CalohitMCTruthLink.weight"] = (counts, _float(hits.link_energy))
+    columns |= _hit_relation("_CalohitMCTruthLink_from", counts, hits, hits.link_hit)
+    columns |= _relation("_CalohitMCTruthLink_to", counts, hits.link_particle - first_particle[event], collection_id("MCParticles"))
+    return columns
+
+
+def _hit_relation(name: str, counts: IntArray, hits: Hits, index: IntArray) -> Columns:
+    ids = np.array([collection_id(collection) for collection in HIT_COLLECTIONS], dtype=np.uint32)
+    return _relation(name, counts, _number_in_collection(hits)[index], ids[hits.collection[index]])
+
+
+def _cluster_columns(clusters: Clusters, hits: Hits, num: int) -> Columns:
+    counts = _count(clusters.event, num)
+    x, y, z = clusters.position.T
+    columns: Columns = {
+        "PandoraClusters.type": (counts, np.zeros(len(clusters.event), dtype=np.int32)),
+        "PandoraClusters.energy": (counts, _float(clusters.energy)),
+        "PandoraClusters.energyError": (counts, np.zeros(len(clusters.event), dtype=np.float32)),
+        "PandoraClusters.iTheta": (counts, _float(np.arctan2(np.hypot(x, y), z))),
+        "PandoraClusters.phi": (counts, _float(np.arctan2(y, x))),
+    }
+    columns |= _vector("PandoraClusters.position", counts, clusters.position, np.float32)
+    columns |= _ranges("PandoraClusters.hits", counts, clusters.num_hits, clusters.event)
+    member_counts = _count(hits.event[clusters.member], num)
+    return columns | _hit_relation("_PandoraClusters_hits", member_counts, hits, clusters.member)

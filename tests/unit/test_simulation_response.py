@@ -1,0 +1,158 @@
+"""The detector response in memory: pulls, photon calibration, merging and splitting, a third detector from one more table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfscale.simulation.detectors import DETECTORS
+from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
+from pfscale.simulation.realism import measure, particle_gun, photon_response, sample
+from pfscale.simulation.response import detector_response
+
+pytest.importorskip("pythia8mc")
+
+
+@pytest.fixture(scope="module")
+def ttbar():
+    return sample(DETECTORS["clic"], "ttbar", None, None, 60)
+
+
+@given(
+    pt=st.floats(0.2, 100), phi=st.floats(-3.1, 3.1), x=st.floats(-100, 100), y=st.floats(-100, 100), charge=st.sampled_from([-1, 1])
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_helix_reaches_the_radius_it_says(pt: float, phi: float, x: float, y: float, charge: int) -> None:
+    """Catches: a wrong branch of the circle's crossing (a looper taken for a straight track)."""
+    omega = charge * CURVATURE * 4.0 / pt
+    arc = arc_to_radius(x, y, phi, omega, 1500.0)
+    distance = np.hypot(x + np.sin(phi) / omega, y - np.cos(phi) / omega)
+    if arc < 0:
+        assert distance + 1 / abs(omega) <= 1500.0 * (1 + 1e-9)
+        return
+    end = move(x, y, 0.0, phi, omega, 0.0, arc)
+    assert np.hypot(end[0], end[1]) == pytest.approx(1500.0, rel=1e-6)
+    half = move(x, y, 0.0, phi, omega, 0.0, 0.5 * arc)
+    assert np.hypot(half[0], half[1]) < 1500.0, "not the first crossing"
+
+
+@pytest.mark.parametrize("detector", ["clic", "cld"])
+def test_pulls_have_unit_width(detector: str) -> None:
+    """Catches: a covariance that is not the one the parameters were drawn from."""
+    rng = np.random.default_rng(1)
+    events = detector_response(particle_gun(13, 0.1057, -1, rng.uniform(0.5, 50, 4000)), DETECTORS[detector], rng)
+    tracks = events.tracks
+    residual = tracks.parameters - tracks.true_parameters
+    residual[:, 1] = (residual[:, 1] + np.pi) % (2 * np.pi) - np.pi
+    pull = residual / np.sqrt(tracks.covariance[:, [0, 2, 5, 9, 14]])
+    assert len(tracks) > 3000
+    np.testing.assert_allclose(pull.std(axis=0), 1.0, atol=0.1)
+    np.testing.assert_allclose(pull.mean(axis=0), 0.0, atol=0.1)
+    correlation = np.mean(pull[:, 0] * pull[:, 1])
+    expected = np.mean(tracks.covariance[:, 1] / np.sqrt(tracks.covariance[:, 0] * tracks.covariance[:, 2]))
+    assert correlation == pytest.approx(expected, abs=0.05)
+    assert (np.linalg.eigvalsh(_matrices(tracks.covariance)) > 0).all()
+
+
+def _matrices(covariance: np.ndarray) -> np.ndarray:
+    full = np.zeros((len(covariance), 5, 5))
+    rows, columns = np.tril_indices(5)
+    full[:, rows, columns] = full[:, columns, rows] = covariance
+    return full / np.sqrt(np.einsum("ni,nj->nij", *(2 * [np.einsum("nii->ni", full)])))
+
+
+def test_muon_curvature_has_the_sign_of_its_charge_and_the_right_pt() -> None:
+    """Catches: the sign convention of omega turned round, or the wrong field."""
+    rng = np.random.default_rng(1)
+    for detector in DETECTORS.values():
+        particles = particle_gun(-13, 0.1057, 1, np.full(200, 10.0))
+        tracks = detector_response(particles, detector, rng).tracks
+        true_pt = np.hypot(*particles.momentum[:, :2].T)[tracks.event]
+        central = true_pt > 5
+        np.testing.assert_allclose(3e-4 * detector.b_field / tracks.parameters[central, 2] / true_pt[central], 1.0, atol=0.05)
+
+
+@pytest.mark.parametrize("detector", ["clic", "cld"])
+@pytest.mark.parametrize("energy", [3.74, 9.98, 50.0])
+def test_photons_keep_their_energy(detector: str, energy: float) -> None:
+    """Catches: a calibration lost by thresholds, cells or clustering; photons that shatter."""
+    mean, width, count = photon_response(DETECTORS[detector], energy, num_events=300)
+    assert mean == pytest.approx(1.0, abs=0.03)
+    assert width < 1.3 * np.hypot(0.156 / np.sqrt(energy), 0.01)
+    assert 0.95 < count < 1.15
+
+
+def test_displaced_tracks_have_large_impact_parameters(ttbar) -> None:
+    """Catches: vertices ignored in D0, without which no b jet can be told from a light one."""
+    tracks, particles = ttbar.tracks, ttbar.particles
+    flight = np.hypot(*particles.vertex[tracks.particle, :2].T)
+    significance = np.abs(tracks.parameters[:, 0]) / np.sqrt(tracks.covariance[:, 0])
+    is_vertex_track = np.hypot(*tracks.first_hit[:, :2].T) < 60
+    assert np.median(significance[(flight > 2) & (flight < 20) & is_vertex_track]) > 5
+    assert np.median(significance[(flight < 0.01) & is_vertex_track]) < 1
+
+
+def test_events_look_like_full_simulation(ttbar) -> None:
+    """Catches: clusters made one per particle, counts far from real files, tracks lost."""
+    row = measure(ttbar, DETECTORS["clic"])
+    assert row.tracks == pytest.approx(60, rel=0.3)
+    assert row.clusters == pytest.approx(90, rel=0.3)
+    assert row.merged > 0.03
+    assert row.split > 0.03
+    assert min(row.efficiency[2:]) > 0.95
+    assert row.clustered / row.visible == pytest.approx(0.9, abs=0.1)
+
+
+def test_particle_that_decays_in_the_calorimeter_is_seen_itself() -> None:
+    """Catches: a K0S behind the face whose daughters shower although nothing entered there (or twice with it)."""
+    gun = particle_gun(310, 0.4976, 0, np.full(2, 20.0))
+    unit = gun.momentum / np.linalg.norm(gun.momentum, axis=1, keepdims=True)
+    inside, behind = 300.0, 4000.0
+    lengths = np.array([inside, behind])
+    daughters = replace(
+        gun,
+        pdg=np.full(2, 111),
+        momentum=0.999 * gun.momentum,
+        mass=np.full(2, 0.135),
+        vertex=unit * lengths[:, None],
+        endpoint=unit * lengths[:, None],
+    )
+    both = _interleave(replace(gun, status=np.full(2, 2), endpoint=unit * lengths[:, None], has_decay=np.ones(2, dtype=bool)), daughters)
+    both = replace(
+        both, parent=np.array([0, 2]), child=np.array([1, 3]), pdg=np.array([310, 22, 310, 22]), mass=np.array([0.4976, 0, 0.4976, 0])
+    )
+    no_material = replace(DETECTORS["clic"], tracker_x0=0.0, tracker_lambda=0.0)
+    hits = detector_response(both, no_material, np.random.default_rng(1)).hits
+    assert set(hits.link_particle.tolist()) == {1, 2}
+
+
+def _interleave(first, second):
+    names = ("event", "pdg", "status", "charge", "mass", "momentum", "vertex", "time", "endpoint", "has_decay")
+    columns = {n: np.stack([getattr(first, n), getattr(second, n)], axis=1).reshape(-1, *getattr(first, n).shape[1:]) for n in names}
+    return replace(first, **columns)
+
+
+def test_third_detector_is_one_more_table() -> None:
+    """Catches: numbers of the two detectors hidden in the code."""
+    small = replace(
+        DETECTORS["clic"], name="small", b_field=5.0, ecal_radius=1200.0, ecal_z=1800.0, hcal_sections=20, hcal_thickness=1060.0
+    )
+    events = detector_response(particle_gun(22, 0.0, 0.0, np.full(200, 10.0)), small, np.random.default_rng(3))
+    assert events.clusters.energy.sum() / 2000 == pytest.approx(1.0, abs=0.05)
+    position = events.hits.position
+    inside = (np.hypot(position[:, 0], position[:, 1]) > 1200.0) | (np.abs(position[:, 2]) > 1800.0)
+    assert inside.all()
+
+
+def test_shallower_calorimeter_leaks_more() -> None:
+    """Catches: energy kept that should leave through the back."""
+    response = []
+    for sections in (30, 8):
+        model = replace(DETECTORS["clic"], hcal_sections=sections, hcal_thickness=53.0 * sections, hcal_lambda=0.25 * sections)
+        events = detector_response(particle_gun(130, 0.4976, 0, np.full(150, 80.0)), model, np.random.default_rng(3))
+        response.append(events.hits.energy.sum() / (150 * 80.0))
+    assert response[1] < response[0] - 0.1

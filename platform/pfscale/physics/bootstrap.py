@@ -1,0 +1,128 @@
+"""Uncertainties by resampling events: jets, candidates and elements of one event stay together, so that their correlation is kept.
+
+The replicas are drawn once per evaluation and shared by all its numbers (and by all reconstructions of the same events), so differences
+between two reconstructions can be resampled too. Everything is vectorised over replicas. B. Efron, Ann. Statist. 7 (1979) 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pfscale.physics.kinematics import Floats
+
+NUM_REPLICAS = 200
+_MAX_ENTRIES = 4_000_000  # of one replica-by-value block: 32 MB of counts
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty (one standard deviation over bootstrap replicas); NaN where there is nothing to measure."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        """`value ± error` with two digits of the error (five decimals at most), `-` for NaN."""
+        if not math.isfinite(self.value):
+            return "-"
+        if not math.isfinite(self.error):
+            return f"{self.value:.3f}"
+        decimals = min(5, max(0, 1 - math.floor(math.log10(self.error)))) if self.error > 0 else 3
+        return f"{self.value:.{decimals}f} ± {self.error:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class EventBootstrap:
+    """How often each event occurs in each replica: `counts` uint8, shape (num_replicas, num_events)."""
+
+    counts: NDArray[np.uint8]
+
+    @property
+    def num_events(self) -> int:
+        return self.counts.shape[1]
+
+
+def event_bootstrap(num_events: int, *, seed: int, num_replicas: int = NUM_REPLICAS) -> EventBootstrap:
+    """Replicas of `num_events` events drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    counts = np.empty((num_replicas, num_events), np.uint8)
+    for row in counts:  # one replica at a time: the draws of all together would be num_replicas * num_events * 8 bytes
+        row[:] = np.bincount(rng.integers(0, num_events, num_events), minlength=num_events) if num_events else 0
+    return EventBootstrap(counts)
+
+
+def quantiles(values: ArrayLike, event: ArrayLike, probabilities: Sequence[float], bootstrap: EventBootstrap) -> tuple[Floats, Floats]:
+    """The quantiles of `values`, shape (num_probabilities,), and of every replica, shape (num_replicas, num_probabilities).
+
+    Linear between order statistics, as numpy. NaN where there are no values. `event` is the event of each value.
+    """
+    p = np.asarray(probabilities, np.float64)
+    values_N = np.asarray(values, np.float64)
+    replicas = np.full((len(bootstrap.counts), len(p)), np.nan)
+    if not len(values_N):
+        return np.full(len(p), np.nan), replicas
+    order = np.argsort(values_N, kind="stable")
+    values_N, event_N = values_N[order], np.asarray(event, np.int64)[order]
+    for block in _blocks(len(bootstrap.counts), len(values_N)):
+        replicas[block] = _replica_quantiles(values_N, bootstrap.counts[block][:, event_N], p)
+    return np.quantile(values_N, p), replicas
+
+
+def _replica_quantiles(values_N: Floats, counts_BN: NDArray[np.uint8], p: Floats) -> Floats:
+    """Quantiles of sorted values that occur `counts` times, for each replica: looked up in the running count, no sample is copied."""
+    running = np.cumsum(counts_BN, axis=1, dtype=np.int64)
+    total = running[:, -1:]
+    stride = int(total.max()) + 1
+    row_start = np.arange(len(running))[:, None]
+    flat = (running + row_start * stride).ravel()
+    position = p * np.maximum(total - 1, 0)
+    lower = np.floor(position).astype(np.int64)
+    upper = np.minimum(lower + 1, np.maximum(total - 1, 0))
+    last = len(values_N) - 1
+
+    def value_at(rank: NDArray[np.int64]) -> Floats:
+        found = np.searchsorted(flat, rank + row_start * stride, side="right") - row_start * len(values_N)
+        return values_N[np.clip(found, 0, last)]
+
+    low = value_at(lower)
+    return np.where(total > 0, low + (position - lower) * (value_at(upper) - low), np.nan)
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike, bootstrap: EventBootstrap) -> list[Estimate]:
+    """sum(numerator) / sum(denominator) over events, for each of K columns; both of shape (num_events, K).
+
+    NaN where the denominator is 0; NaN errors where only one event contributes to it.
+    """
+    above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    sums = np.concatenate([_resampled_sums(above, bootstrap), _resampled_sums(below, bootstrap)], axis=1)
+    above_BK, below_BK = np.split(sums, 2, axis=1)
+    central = _divide(above.sum(axis=0), below.sum(axis=0))
+    replicas_BK = _divide(above_BK, below_BK)
+    replicas_BK[:, (below != 0).sum(axis=0) < 2] = np.nan  # one event resampled is always itself, which is not an error of zero
+    return [estimate(value, column) for value, column in zip(central, replicas_BK.T, strict=True)]
+
+
+def _resampled_sums(values_EK: Floats, bootstrap: EventBootstrap) -> Floats:
+    blocks = _blocks(len(bootstrap.counts), bootstrap.num_events)
+    return np.concatenate([bootstrap.counts[block].astype(np.float64) @ values_EK for block in blocks])
+
+
+def _divide(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+
+
+def estimate(value: float, replicas: Floats) -> Estimate:
+    """A value with the standard deviation of those of its replicas that exist; NaN error if they are fewer than two."""
+    finite = replicas[np.isfinite(replicas)]
+    error = float(np.std(finite, ddof=1)) if len(finite) > 1 and math.isfinite(value) else math.nan
+    return Estimate(float(value), error)
+
+
+def _blocks(num_replicas: int, num_values: int) -> Iterator[slice]:
+    step = max(1, _MAX_ENTRIES // max(num_values, 1))
+    return (slice(start, start + step) for start in range(0, num_replicas, step))

@@ -1,0 +1,155 @@
+"""Figures: each draws from real results, from the poorest input, and says in numbers what it shows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pfscale.physics.bootstrap import Estimate
+from pfscale.physics.evaluation import Candidates, EvaluationResult, GenReference, evaluate_events
+from pfscale.physics.jets import cluster_jets
+from pfscale.report.event_display import EventParticles, EventView, event_display
+from pfscale.report.figures import (
+    TransferPoint,
+    confusion_matrix,
+    jet_resolution_vs_pt,
+    jet_response,
+    learning_curves,
+    met_resolution,
+    transfer_curves,
+)
+
+CLASSES = ("none", "211", "130", "22", "11", "13")
+
+
+@pytest.fixture(scope="module")
+def result() -> EvaluationResult:
+    rng = np.random.default_rng(0)
+    n = 80
+    event = np.repeat(np.arange(n), 6)
+    p = rng.normal(size=(3, len(event))) * 25
+    energy = np.linalg.norm(p, axis=0)
+    jets = cluster_jets(num_events=n, event=event, px=p[0], py=p[1], pz=p[2], energy=energy)
+    met = [-np.bincount(event, weights=c, minlength=n) for c in p[:2]]
+    gen = GenReference(n, jets.event, jets.pt, jets.eta, jets.phi, jets.energy, *met)
+
+    def smeared(width: float) -> Candidates:
+        factor = rng.normal(1, width, len(event)).clip(0.1)
+        return Candidates(event, *(p * factor), energy * factor, np.full(len(event), 22), np.zeros(len(event)))
+
+    return evaluate_events({"mlpf": smeared(0.2), "rule-based": smeared(0.3), "truth targets": smeared(0.0)}, gen, seed=0)
+
+
+@pytest.fixture
+def empty_result() -> EvaluationResult:
+    nothing = Candidates(*(np.zeros(0) for _ in range(7)))
+    gen = GenReference(2, np.zeros(0, int), *(np.zeros(0) for _ in range(4)), np.zeros(2), np.zeros(2))
+    return evaluate_events({"mlpf": nothing}, gen, seed=0)
+
+
+def render(figure: Figure) -> None:
+    """Draws the figure; a legend, label or font that matplotlib objects to fails here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+
+
+@pytest.mark.parametrize("draw", [jet_response, jet_resolution_vs_pt, met_resolution])
+def test_physics_figures_draw_every_reconstruction(draw, result: EvaluationResult) -> None:
+    """Would catch a curve that is missing from the axes or the numbers, and numbers that strict JSON cannot hold."""
+    figure, numbers = draw(result, title="test")
+    render(figure)
+    assert set(result.metrics) <= set(numbers)
+    json.dumps(numbers, allow_nan=False)
+    labels = " ".join(
+        t.get_text() for legend in figure.legends + [a.get_legend() for a in figure.axes] if legend for t in legend.get_texts()
+    )
+    for name in ("MLPF", "baseline", "ceiling"):
+        assert name in labels
+    assert any("GeV" in a.get_xlabel() or "response" in a.get_xlabel() for a in figure.axes)
+
+
+@pytest.mark.parametrize("draw", [jet_response, jet_resolution_vs_pt, met_resolution])
+def test_physics_figures_without_data_say_so(draw, empty_result: EvaluationResult) -> None:
+    """A batch without jets or missing momentum must not stop a report."""
+    figure, numbers = draw(empty_result)
+    render(figure)
+    json.dumps(numbers, allow_nan=False)
+    assert figure.axes[0].texts
+
+
+def test_histogram_holds_all_jets_inside_and_outside(result: EvaluationResult) -> None:
+    """Would catch jets lost between the histogram and its overflow, which the fractions are normalised to."""
+    _, numbers = jet_response(result)
+    for key, metrics in result.metrics.items():
+        assert sum(numbers[key]["counts"]) + numbers[key]["outside_range"] == metrics.jets.response.count
+
+
+def test_learning_curves_skip_what_is_not_finite() -> None:
+    figure, numbers = learning_curves({"train": [(0, 3.0), (10, float("nan")), (20, 0.1)], "validation": [(20, 0.2)]})
+    render(figure)
+    assert figure.axes[0].get_yscale() == "log"
+    assert numbers["train"]["loss"] == [3.0, None, 0.1]
+    render(learning_curves({"train": []})[0])
+
+
+def test_transfer_curves_take_mean_and_spread_over_seeds() -> None:
+    """Would catch seeds drawn as separate points, or zero-shot put at a sample size."""
+    points = [TransferPoint("full", 100, v) for v in (1.0, 2.0, 3.0)] + [
+        TransferPoint("full", 300, 0.5, 0.1),
+        TransferPoint("zero-shot", 0, 4.0),
+    ]
+    figure, numbers = transfer_curves(points, metric="Jet IQR/median", references={"rule-based": Estimate(0.7, 0.1)})
+    render(figure)
+    assert numbers["full"] == {"num_events": [100, 300], "value": [2.0, 0.5], "error": [1.0, 0.1], "num_seeds": [3, 1]}
+    assert numbers["rule-based"] == {"value": 0.7, "error": 0.1}
+    assert figure.axes[0].get_xlim()[0] > 0
+    render(transfer_curves([], metric="loss")[0])
+
+
+def test_confusion_rows_are_normalised_and_empty_rows_have_no_percentage() -> None:
+    counts = np.diag([4, 3, 2, 1, 1, 0])
+    counts[1, 2] = 1
+    figure, numbers = confusion_matrix(counts, CLASSES)
+    render(figure)
+    assert numbers["fraction"][1][:3] == [0.0, 0.75, 0.25]
+    assert numbers["fraction"][5] == [None] * 6
+
+
+def test_event_display_of_full_and_empty_events() -> None:
+    """Would catch a crash on an event without tracks or candidates, and jet cones at the seam or along the beam."""
+    rng = np.random.default_rng(0)
+    eta, phi, energy = rng.normal(size=10), rng.uniform(-3, 3, 10), rng.exponential(5, 10)
+    particles = EventParticles(eta, phi, energy, np.array([22, 211, -211, 11, -13] * 2), np.array([0, 1, -1, -1, 1] * 2))
+    both = {"mlpf": particles, "truth targets": particles}
+    view = EventView(eta[:4], phi[:4], energy[:4], eta, phi, energy, both, np.array([0.0, 4.0]), np.array([3.1, 0.0]))
+    figure, numbers = event_display(view, title="event 1")
+    render(figure)
+    assert len(figure.axes) == 3
+    assert numbers["mlpf"]["particles"] == 10
+    empty = EventParticles(*(np.zeros(0) for _ in range(5)))
+    render(event_display(EventView(*(np.zeros(0) for _ in range(6)), {"mlpf": empty}))[0])
+
+
+def test_drawing_leaves_the_callers_matplotlib_alone(result: EvaluationResult) -> None:
+    """Would catch a style that leaks into a user's notebook."""
+    before = dict(matplotlib.rcParams)
+    jet_response(result)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_physics_and_figures_import_no_cluster_library() -> None:
+    """The layer must work in a notebook without Ray, MLflow or torch, and fastjet must wait until a jet is asked for."""
+    code = (
+        "import sys, pfscale.physics.evaluation, pfscale.physics.particles, pfscale.report.figures, pfscale.report.event_display\n"
+        "print(*(m for m in ('ray', 'mlflow', 'torch', 'deepspeed', 'uproot', 'fastjet') if m in sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == []

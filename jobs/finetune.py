@@ -1,0 +1,13 @@
+r"""Transfers a registered model to another detector; submitted again, it resumes.
+
+ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/finetune.py \
+    jobs/configs/finetune/cld_tiny.yaml data.shards=$PWD/shards/cld \
+    run.storage=$PWD/runs run.tracking_uri=sqlite:///$PWD/mlflow.db
+"""
+
+import sys
+
+from pfscale.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run(["finetune", *sys.argv[1:]]))

@@ -1,0 +1,12 @@
+r"""Turns EDM4hep ROOT files into Parquet shards and a manifest.
+
+ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/ingest.py \
+    "$PWD/root/*.root" --detector clic --output $PWD/shards/clic
+"""
+
+import sys
+
+from pfscale.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run(["ingest", *sys.argv[1:]]))

@@ -1,0 +1,376 @@
+"""The `pfscale` command: every verb is a few lines over one public function; its mistakes are told in one message, without a traceback.
+
+Nothing heavy is imported before a verb runs, so `pfscale --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pfscale.config import Config, RunConfig, load_config
+from pfscale.errors import InputFileError, PfscaleError, unknown_name
+
+if TYPE_CHECKING:
+    from pfscale.training.run import Run
+
+INTERRUPTED, UNEXPECTED, QUARANTINED = 130, 1, 3
+DEFAULT_TRACKING_URI = str(RunConfig.model_fields["tracking_uri"].default)
+
+app = typer.Typer(
+    name="pfscale",
+    help="Machine-learned particle flow at scale: ROOT files in; pre-trained, transferred and registered models out.",
+    epilog="Add --debug to any command for the full traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The model registry.")
+config_app = typer.Typer(no_args_is_help=True, help="Configs, resolved and checked.")
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # tables in logs and pipes are not squeezed
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="config values, key.path=value")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="folder to write")]
+Detector = Annotated[str, typer.Option(help="clic or cld; its table names collections, field and calorimeters")]
+Workers = Annotated[int, typer.Option(min=0, help="parallel processes; 0: one for each CPU")]
+TrackingUri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking and registry address")]
+
+
+def main() -> None:
+    """Runs the command line of this process and exits with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """The exit code of one command: 0, the code of the user's mistake (2), 1 for anything unforeseen, 130 after Ctrl-C."""
+    for key, value in {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+        os.environ.setdefault(key, value)
+    debug = "--debug" in argv
+    try:
+        app(args=[arg for arg in argv if arg != "--debug"], prog_name="pfscale")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _report(error, debug=debug)
+    return 0
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Prints what a user needs of `error`; returns the exit code. A full traceback goes to a file, or to the terminal with --debug."""
+    ours = find_user_error(error)
+    text = "".join(traceback.format_exception(error))
+    if debug:
+        print(text, file=sys.stderr)
+    if ours is not None:
+        print(f"pfscale: {ours}", file=sys.stderr)
+        return ours.exit_code
+    lines = str(error).strip().splitlines()
+    print(f"pfscale: unexpected {type(error).__name__}: {lines[-1] if lines else ''}", file=sys.stderr)
+    if not debug:
+        descriptor, path = tempfile.mkstemp(prefix="pfscale-error-", suffix=".log")
+        with open(descriptor, "w") as file:
+            file.write(text)
+        print(f"  -> full traceback: {path} (or repeat with --debug)", file=sys.stderr)
+    return UNEXPECTED
+
+
+def find_user_error(error: BaseException) -> PfscaleError | None:
+    """The user's mistake at the bottom of `error`, None where there is none.
+
+    Ray hands errors of tasks and workers over in wrappers of several kinds (RayTaskError, UserCodeException, WorkerGroupError,
+    ControllerError), one of which even poses as a PfscaleError whose text is a traceback: so causes are looked at first.
+    """
+    seen: set[int] = set()
+
+    def search(candidate: BaseException) -> PfscaleError | None:
+        if id(candidate) in seen:
+            return None
+        seen.add(id(candidate))
+        found = next((ours for inner in _causes(candidate) if (ours := search(inner)) is not None), None)
+        return found or (candidate if isinstance(candidate, PfscaleError) else None)
+
+    # The error itself wins over what it was made from (`raise ConfigError(...) from ...`), unless it is one of Ray's wrappers.
+    return error if isinstance(error, PfscaleError) and not hasattr(error, "cause") else search(error)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    failures = getattr(error, "worker_failures", None)
+    inner: list[Any] = [getattr(error, "cause", None), *(failures.values() if isinstance(failures, dict) else ())]
+    inner += [getattr(error, "controller_failure", None), *getattr(error, "exceptions", ()), error.__cause__, error.__context__]
+    return (item for item in inner if isinstance(item, BaseException))
+
+
+@contextmanager
+def _progress(label: str, *, total: int | None = None) -> Iterator[Callable[[int], None] | None]:
+    """What to call with every number of events done; None where nobody watches."""
+    if not sys.stdout.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+@app.command()
+def demo(output: Output = Path("pfscale-demo")) -> None:
+    """The whole chain on two CPU cores in minutes: simulate, ingest, pre-train, transfer, register, reconstruct."""
+    from pfscale.demo import run_demo
+
+    run_demo(output)
+
+
+@app.command()
+def simulate(
+    output: Output,
+    detector: Detector = "clic",
+    process: Annotated[str, typer.Option(help="ttbar, qq, ww or zh")] = "ttbar",
+    num_events: Annotated[int, typer.Option(min=1, help="events to generate")] = 1000,
+    seed: Annotated[int, typer.Option(help="same seed, same events")] = 1,
+    workers: Workers = 0,
+    events_per_file: Annotated[int, typer.Option(min=1, help="events in each file")] = 500,
+    higgs_decay: Annotated[str | None, typer.Option(help="zh: decay of the Higgs boson")] = None,
+    z_decay: Annotated[str | None, typer.Option(help="zh: decay of the Z boson")] = None,
+) -> None:
+    """EDM4hep ROOT files from the built-in event source (Pythia 8 and parametrised detectors)."""
+    from pfscale.simulation.simulate import simulate as make_events
+
+    with _progress(f"simulate {process} in {detector}", total=num_events) as progress:
+        paths = make_events(
+            detector=detector,
+            process=process,
+            num_events=num_events,
+            seed=seed,
+            output=output,
+            num_workers=workers or os.cpu_count() or 1,
+            events_per_file=events_per_file,
+            higgs_decay=higgs_decay,
+            z_decay=z_decay,
+            progress=progress,
+        )
+    out.print(f"{num_events} events in {len(paths)} files: {output}")
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="ROOT files, globs or URLs")],
+    output: Output,
+    detector: Detector,
+    process: Annotated[str, typer.Option(help="physics process, where the files do not say")] = "",
+    simulation: Annotated[str | None, typer.Option(help="builtin, geant4 or fast, where the files do not say")] = None,
+    workers: Workers = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file instead of setting it aside")] = False,
+) -> None:
+    """ROOT files to Parquet shards and a manifest; exit code 3 where files were set aside."""
+    from pfscale.shards.ingest import ingest as make_shards
+
+    with _progress(f"ingest {detector}") as progress:
+        manifest = make_shards(
+            files,
+            detector=detector,
+            output=output,
+            process=process,
+            simulation=simulation,
+            num_workers=workers,
+            strict=strict,
+            progress=progress,
+        )
+    out.print(f"{manifest.num_events} event{'s' * (manifest.num_events != 1)}: {output}")
+    for bad in manifest.quarantined:
+        print(f"set aside: {bad.path}: {bad.reason}" + (f"\n  -> {bad.hint}" if bad.hint else ""), file=sys.stderr)
+    if manifest.quarantined:
+        raise typer.Exit(QUARANTINED)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="shards")],
+    event: Annotated[int | None, typer.Option(help="one event as a table")] = None,
+) -> None:
+    """Counts, splits and sources of a folder of shards, or one event."""
+    from pfscale.shards.inspect import inspect as describe
+
+    out.print(describe(folder, event))
+
+
+@app.command()
+def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Pre-trains a particle-flow model and registers it; repeated, it resumes."""
+    from pfscale.training import pretrain as stage
+
+    _print_run(stage.pretrain(load_config(stage.PretrainConfig, config, overrides or ())))
+
+
+@app.command()
+def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Transfers a registered model to another detector: zero-shot, heads, full or scratch."""
+    from pfscale.training import finetune as stage
+
+    _print_run(stage.finetune(load_config(stage.FinetuneConfig, config, overrides or ())))
+
+
+@app.command()
+def downstream(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Trains a downstream head on a registered model's latents."""
+    from pfscale.training import downstream as stage
+
+    _print_run(stage.downstream(load_config(stage.DownstreamConfig, config, overrides or ())))
+
+
+def _print_run(finished: Run) -> None:
+    out.print(finished.summary(), markup=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder")],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for figures and numbers")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """Physics metrics of a registered model: jets, missing momentum, particles, against truth targets and rule-based candidates."""
+    from pfscale.training.evaluate import evaluate as measure
+
+    with _progress(f"evaluate {model}") as progress:
+        result = measure(model, shards, split=split, output=output, tracking_uri=tracking_uri, progress=progress)
+    out.print(result.table())
+
+
+@app.command()
+def reconstruct(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="ROOT files, globs or URLs; truth is not read")],
+    output: Output,
+    detector: Annotated[str | None, typer.Option(help="detector of the files; default: the model's")] = None,
+    latents: Annotated[bool, typer.Option("--latents", help="also the latent vector of every element")] = False,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """Particle-flow candidates (Parquet) for any ROOT files from a registered model."""
+    from pfscale.training.reconstruct import reconstruct as find_candidates
+
+    with _progress(f"reconstruct with {model}") as progress:
+        result = find_candidates(
+            model, files, output=output, detector=detector, latents=latents, tracking_uri=tracking_uri, progress=progress
+        )
+    out.print(result.summary(), markup=False)
+
+
+@models_app.command("list")
+def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
+    """Every version of every registered model."""
+    from rich.table import Table
+
+    from pfscale.tracking.registry import list_models
+
+    table = Table("model", "alias", "registered", "detector", "simulation", "run")
+    for version in list_models(tracking_uri):
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(version.created))
+        row = (version.uri, ", ".join(version.aliases), made, version.tags.get("detector", ""), version.tags.get("simulation", ""))
+        table.add_row(*row, version.run_id)
+    out.print(table if table.row_count else "no model is registered; pfscale pretrain registers one")
+
+
+@models_app.command("show")
+def models_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name@alias or name/3")], tracking_uri: TrackingUri = DEFAULT_TRACKING_URI
+) -> None:
+    """What one version is: its tags, files and model card."""
+    from pfscale.tracking.registry import download, resolve
+
+    version = resolve(tracking_uri, name)
+    folder = download(version)
+    lines = [version.uri, f"aliases: {', '.join(version.aliases) or 'none'}", f"run: {version.run_id}", f"files: {folder}"]
+    lines += [f"{key}: {value}" for key, value in sorted(version.tags.items())]
+    card = folder / "model_card.json"
+    out.print("\n".join([*lines, *([card.read_text()] if card.is_file() else [])]), markup=False)
+
+
+@config_app.command("show")
+def config_show(verb: str, config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, overrides: Overrides = None) -> None:
+    """The resolved config of VERB as YAML, with what every key means (without CONFIG: the defaults)."""
+    out.print("\n".join(_annotated(_resolved(verb, config, overrides))), markup=False)
+
+
+@config_app.command("check")
+def config_check(verb: str, config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]")] = None, overrides: Overrides = None) -> None:
+    """Says whether the config of VERB is right, with all mistakes at once."""
+    _resolved(verb, config, overrides)
+    out.print(f"no mistakes in {config or f'the defaults of {verb}'}")
+
+
+def _resolved(verb: str, path: Path | None, overrides: list[str] | None) -> Config:
+    """The config of a learning verb; the first argument after the verb may already be an override."""
+    if path is not None and "=" in path.name and not path.exists():
+        return load_config(_config_class(verb), None, [str(path), *(overrides or ())])
+    return load_config(_config_class(verb), path, overrides or ())
+
+
+def _config_class(verb: str) -> type[Config]:
+    if verb == "pretrain":
+        from pfscale.training.pretrain import PretrainConfig
+
+        return PretrainConfig
+    if verb == "finetune":
+        from pfscale.training.finetune import FinetuneConfig
+
+        return FinetuneConfig
+    if verb == "downstream":
+        from pfscale.training.downstream import DownstreamConfig
+
+        return DownstreamConfig
+    raise unknown_name("verb with a config", verb, ("pretrain", "finetune", "downstream"))
+
+
+def _annotated(config: Config, indent: str = "") -> Iterator[str]:
+    """Lines of YAML that `load_config` reads back, each with its field's description."""
+    import yaml
+
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        comment = f"  # {info.description}" if info.description else ""
+        if isinstance(value, Config):
+            yield f"{indent}{name}:{comment}"
+            yield from _annotated(value, indent + "  ")
+            continue
+        plain = config.model_dump(mode="json", include={name})[name]
+        yield f"{indent}{name}: {yaml.safe_dump(plain, default_flow_style=True, width=1000).splitlines()[0]}{comment}"
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="pretrain, finetune, ingest ...: a file in jobs/")],
+    arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT...", help="what the verb of that name takes")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the line only (before JOB)")] = False,
+) -> None:
+    """Prints and runs the `ray job submit` line of a job; run it in the folder that holds jobs/."""
+    import shlex
+    import subprocess
+
+    if not Path("jobs", f"{job}.py").is_file():
+        known = sorted(path.stem for path in Path("jobs").glob("*.py"))
+        if not known:
+            raise InputFileError("there is no jobs folder here", where=str(Path.cwd()), hint="change to the checkout's top folder")
+        raise unknown_name("job", job, known)
+    line = ["ray", "job", "submit", "--runtime-env", "jobs/runtime_env.yaml", "--", "python", f"jobs/{job}.py", *arguments]
+    print(shlex.join(line), flush=True)
+    if not dry_run:
+        raise typer.Exit(subprocess.run(line, check=False).returncode)

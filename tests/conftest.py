@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from synthetic_events import synthetic_table
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -103,7 +103,13 @@ def _cluster(rng: np.random.Generator, energy: float, eta: float, phi: float, ec
     radius = 1700.0
     shape = {name: abs(rng.normal(20, 3)) for name in ("sigma_x", "sigma_y", "sigma_z")}
     position = {"position_x": radius * np.cos(phi), "position_y": radius * np.sin(phi), "position_z": radius * np.sinh(eta)}
-    direction = {"et": energy / np.cosh(eta), "eta": eta, "sin_phi": np.sin(phi), "cos_phi": np.cos(phi), "itheta": 2 * np.arctan(np.exp(-eta))}
+    direction = {
+        "et": energy / np.cosh(eta),
+        "eta": eta,
+        "sin_phi": np.sin(phi),
+        "cos_phi": np.cos(phi),
+        "itheta": 2 * np.arctan(np.exp(-eta)),
+    }
     energies = {"energy": energy, "energy_ecal": ecal * energy, "energy_hcal": (1 - ecal) * energy, "energy_other": 0.0}
     return direction | position | energies | shape | {"num_hits": float(rng.integers(5, 100))}
 

@@ -85,7 +85,7 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_describe(cls, error, origins), hint=f"all keys with their defaults: pfscale config show {path or ''}".rstrip()) from None
+        raise ConfigError(_describe(cls, error, origins), hint="all keys with their defaults: pfscale config show VERB") from None
 
 
 def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:

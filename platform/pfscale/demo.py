@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,6 +19,9 @@ from pfscale.config import RunConfig
 from pfscale.errors import OutputExistsError
 from pfscale.ray_cluster import ray_cluster
 from pfscale.training.run import Run
+
+if TYPE_CHECKING:
+    from pfscale.training.finetune import Mode
 
 MARKER = ".pfscale-demo"
 SMALL, LARGE = 150, 1200  # CLD training events of the two transfers
@@ -36,7 +40,7 @@ class DemoResult:
 
     output: Path
     pretraining: Run
-    transfers: dict[tuple[str, int], Run]
+    transfers: dict[tuple[Mode, int], Run]
     missing_momentum: Run
     num_candidates: int | None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -120,8 +124,8 @@ def _learn(output: Path, shards: dict[str, Path], run: RunConfig, stages: _Stage
 
     with stages.stage("pre-train on CLIC (Ray Train, DeepSpeed ZeRO-1)"):
         pretraining = _pretrain(shards["clic"], run)
-    transfers: dict[tuple[str, int], Run] = {}
-    plan = [("zero-shot", 0), ("scratch", SMALL), ("full", SMALL), ("scratch", LARGE), ("full", LARGE)]
+    transfers: dict[tuple[Mode, int], Run] = {}
+    plan: list[tuple[Mode, int]] = [("zero-shot", 0), ("scratch", SMALL), ("full", SMALL), ("scratch", LARGE), ("full", LARGE)]
     for mode, num_events in plan:
         label = f"transfer to CLD: {mode}" + (f", {num_events} events" if num_events else "")
         with stages.stage(label):
@@ -158,13 +162,13 @@ def _pretrain(shards: Path, run: RunConfig) -> Run:
     )
 
 
-def _transfer(shards: Path, run: RunConfig, mode: str, num_events: int, *, register: bool) -> Run:
+def _transfer(shards: Path, run: RunConfig, mode: Mode, num_events: int, *, register: bool) -> Run:
     from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
     from pfscale.training.finetune import FinetuneConfig, finetune
 
     return finetune(
         FinetuneConfig(
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             data=DataConfig(shards=str(shards), num_events=num_events or None, num_validation_events=None),
             optimisation=OptimisationConfig(num_steps=TRANSFER_STEPS, learning_rate=1e-3, evaluate_every=25),
             engine=TorchEngineConfig(),

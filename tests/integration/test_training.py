@@ -119,7 +119,9 @@ def test_modes_train_what_they_say(make_shards: Shards, run_config: RunConfig) -
         few = OptimisationConfig(num_steps=10, learning_rate=1e-3, evaluate_every=10)
         data = DataConfig(shards=str(cld), num_events=50, tokens_per_step=512, num_validation_events=None)
         return finetune(
-            FinetuneConfig(backbone="mlpf-clic@candidate", mode=mode, engine=TorchEngineConfig(), optimisation=few, data=data, run=run_config)  # type: ignore[arg-type]
+            FinetuneConfig(
+                backbone="mlpf-clic@candidate", mode=mode, engine=TorchEngineConfig(), optimisation=few, data=data, run=run_config
+            )  # type: ignore[arg-type]
         )
 
     zero, heads, full, scratch = (transfer(mode) for mode in ("zero-shot", "heads", "full", "scratch"))
@@ -170,7 +172,9 @@ def test_workers_and_engines_give_the_same_loss_trace(make_shards: Shards, run_c
     quiet = MODEL.model_copy(update={"dropout": 0.0})  # dropout masks differ between workers
     traces = {}
     for workers, engine in ((0, TorchEngineConfig()), (2, DeepSpeedEngineConfig(zero_stage=1))):
-        run = run_config.model_copy(update={"num_workers": workers, "cpus_per_worker": 0.5, "storage": str(tmp_path / f"workers_{workers}")})
+        run = run_config.model_copy(
+            update={"num_workers": workers, "cpus_per_worker": 0.5, "storage": str(tmp_path / f"workers_{workers}")}
+        )
         traces[workers] = pretrain(config(make_shards(), run, model=quiet, engine=engine)).history
     for kind in ("train", "validation"):
         np.testing.assert_allclose(np.array(traces[2][kind]), np.array(traces[0][kind]), rtol=2e-5)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_events import synthetic_table
 
 from pfscale.errors import NotEnoughDataError
 from pfscale.shards.dataset import EventIndex, cut_by_tokens, plan_epoch, select_events
 from pfscale.shards.ragged import CLUSTER_FEATURES, TRACK_FEATURES, from_arrow
 from pfscale.training.loop import worker_part
+from synthetic_events import synthetic_table
 
 
 def make_index(num_events: int, *, seed: int = 0, group_rows: int = 16, longest: int = 300) -> EventIndex:
@@ -33,7 +33,11 @@ def make_index(num_events: int, *, seed: int = 0, group_rows: int = 16, longest:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    num_events=st.integers(1, 400), tokens=st.integers(64, 4000), window=st.integers(1, 500), seed=st.integers(0, 99), epoch=st.integers(0, 5)
+    num_events=st.integers(1, 400),
+    tokens=st.integers(64, 4000),
+    window=st.integers(1, 500),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 5),
 )
 def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, tokens: int, window: int, seed: int, epoch: int) -> None:
     """Catches events lost or repeated at window borders, and batches that outgrow the memory they were planned for."""

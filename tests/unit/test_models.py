@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_events import synthetic_table
 
 from pfscale.errors import InputFileError
 from pfscale.models.batch import Batch, collate
@@ -15,6 +14,7 @@ from pfscale.models.bundle import load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig, MlpfOutputs
 from pfscale.shards.ragged import RaggedEvents, from_arrow
 from pfscale.tasks.reconstruction import LOSS_TERMS, ReconstructionConfig, loss_terms, momentum, predict, target_candidates
+from synthetic_events import synthetic_table
 
 CONFIG = MlpfConfig(width=32, num_layers=2, num_heads=4)
 

@@ -63,5 +63,9 @@ def collate(events: RaggedEvents, rows: NDArray[np.integer]) -> Batch:
         padded[mask] = values[source]
         targets[name] = torch.from_numpy(padded)
     return Batch(
-        torch.from_numpy(features), torch.from_numpy(is_track), torch.from_numpy(mask), targets, torch.from_numpy(np.asarray(rows, np.int64))
+        torch.from_numpy(features),
+        torch.from_numpy(is_track),
+        torch.from_numpy(mask),
+        targets,
+        torch.from_numpy(np.asarray(rows, np.int64)),
     )

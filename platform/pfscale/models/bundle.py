@@ -45,7 +45,9 @@ def load_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     for name in (WEIGHTS, CONFIG, CARD):
         if not (folder / name).is_file():
-            raise InputFileError(f"no {name} in the model folder", where=str(folder), hint="a model folder is written by pfscale pretrain or finetune")
+            raise InputFileError(
+                f"no {name} in the model folder", where=str(folder), hint="a model folder is written by pfscale pretrain or finetune"
+            )
     model = Mlpf(load_config(MlpfConfig, folder / CONFIG))
     load_weights(model, safetensors.torch.load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
     return Bundle(model.eval(), json.loads((folder / CARD).read_text()))

@@ -90,7 +90,7 @@ def fit(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return model.eval()
 
 

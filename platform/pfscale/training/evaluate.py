@@ -14,9 +14,9 @@ from rich.table import Table
 
 from pfscale.errors import ShardError
 from pfscale.models.bundle import Bundle
-from pfscale.report import figures
 from pfscale.physics.evaluation import MLPF, RULE_BASED, TRUTH_TARGETS, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.evaluation import Candidates as Particles
+from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.shards.ragged import GEN_COLUMNS, INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents, list_leaves, struct_leaf
 from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig, target_candidates

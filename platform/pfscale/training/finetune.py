@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from pfscale.config import dump_yaml, fingerprint
@@ -21,15 +20,16 @@ from pfscale.training.lookup import locate_model
 from pfscale.training.loop import evaluate_loss
 from pfscale.training.module import TaskModule
 from pfscale.training.run import Run
+from pfscale.training.session import Alone
+
+Mode = Literal["zero-shot", "heads", "full", "scratch"]
 
 
 class FinetuneConfig(TrainingConfig):
     """A transfer. The architecture is the backbone's, in every mode."""
 
     backbone: str = Field("models:/mlpf-clic@candidate", description="registered model to start from")
-    mode: Literal["zero-shot", "heads", "full", "scratch"] = Field(
-        "full", description="what is trained: nothing, the output heads, everything, or everything from random weights"
-    )
+    mode: Mode = Field("full", description="what is trained: nothing, the output heads, everything, or everything from random weights")
 
 
 def finetune(config: FinetuneConfig) -> Run:
@@ -60,25 +60,25 @@ def _zero_shot(launch: Launch, tracker: Tracker) -> Run:
     """The backbone's own figures on the new detector; nothing is trained or registered."""
     config = launch.config
     index = load_index(config.data.shards)
-    logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags={"pfscale.verb": "finetune", "pfscale.backbone": launch.backbone})
+    logger = tracker.start_run(
+        launch.name, fingerprint=launch.fingerprint, tags={"pfscale.verb": "finetune", "pfscale.backbone": launch.backbone}
+    )
     with ended(logger):
         logger.log_config(dump_yaml(config))
         assert launch.backbone_folder is not None
         bundle = load_bundle(launch.backbone_folder)
         members = select_events(index, "validation")[: config.data.num_validation_events]
         engine = TorchEngine(TaskModule(bundle.model, config.task, trainable="all"), config.optimisation)
-        losses = evaluate_loss(engine, index, members, _Alone(), tokens=config.data.tokens_per_step)
+        losses = evaluate_loss(engine, index, members, Alone(), tokens=config.data.tokens_per_step)
         evaluation = evaluate_bundle(bundle, index, members, title=f"{launch.name} on {len(members)} validation events")
         metrics = {"validation_loss": losses["loss"], **{k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}}
         logger.log_metrics(metrics, step=0)
         return Run(
-            run_id=logger.run_id, name=launch.name, fingerprint=launch.fingerprint, metrics=metrics, checkpoint=None, model=None, link=logger.link
+            run_id=logger.run_id,
+            name=launch.name,
+            fingerprint=launch.fingerprint,
+            metrics=metrics,
+            checkpoint=None,
+            model=None,
+            link=logger.link,
         )
-
-
-class _Alone:
-    """The session of a measurement without training."""
-
-    rank = 0
-    world_size = 1
-    device = torch.device("cpu")

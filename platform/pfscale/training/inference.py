@@ -50,7 +50,12 @@ def run_model(model: Mlpf, events: RaggedEvents, task: ReconstructionConfig, *, 
 
 
 def event_chunks(
-    index: EventIndex, members: NDArray[np.int64], columns: tuple[str, ...], *, size: int = 2048, progress: Callable[[int], None] | None = None
+    index: EventIndex,
+    members: NDArray[np.int64],
+    columns: tuple[str, ...],
+    *,
+    size: int = 2048,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[RaggedEvents]:
     """The given events in index order, `size` at a time; `progress` is called with the number of events of each chunk when it is done."""
     members = np.sort(members)

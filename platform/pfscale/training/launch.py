@@ -75,7 +75,12 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
         logger.log_json(manifest.model_dump(mode="json"), "manifest.json")
         logger.log_params({**_flat(config.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
         inputs = LoopInputs(
-            config=config, model=launch.model, tracker=tracker, run_id=logger.run_id, backbone=launch.backbone_folder, trainable=launch.trainable
+            config=config,
+            model=launch.model,
+            tracker=tracker,
+            run_id=logger.run_id,
+            backbone=launch.backbone_folder,
+            trainable=launch.trainable,
         )
         with _trained(inputs, folder) as checkpoint:
             state = json.loads((checkpoint / STATE).read_text())
@@ -184,12 +189,16 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
     import ray.train.torch
 
     with ray_cluster():
-        require_cpus(run.num_workers * run.cpus_per_worker, what=f"run.num_workers={run.num_workers} x run.cpus_per_worker={run.cpus_per_worker:g}")
+        require_cpus(
+            run.num_workers * run.cpus_per_worker, what=f"run.num_workers={run.num_workers} x run.cpus_per_worker={run.cpus_per_worker:g}"
+        )
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"inputs": inputs},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=run.num_workers, use_gpu=run.use_gpu, resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})}
+                num_workers=run.num_workers,
+                use_gpu=run.use_gpu,
+                resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
             ),
             run_config=ray.train.RunConfig(
                 name=f"{folder.name}-train",

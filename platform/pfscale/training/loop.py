@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Engine, learning_rate, make_engine
 from pfscale.training.module import TaskModule
-from pfscale.training.session import Session
+from pfscale.training.session import Session, World
 
 BEST, STATE = "best.safetensors", "state.json"
 _NORMALISATION_EVENTS = 2000
@@ -142,32 +143,32 @@ def _train(
                 state.best_loss, state.best_step, best = losses["loss"], state.step, engine.weights()
         if state.step - committed >= config.checkpoint_every or state.step == last:
             committed, state.recent = state.step, recent.save()
-            session.commit(lambda folder: _write(folder, engine, state, best, session.rank), _report(state))
+            session.commit(partial(_write, engine=engine, state=state, best=best, rank=session.rank), _report(state))
 
 
-def worker_part(events: RaggedEvents, rows: NDArray[np.int64], session: Session) -> Batch:
+def worker_part(events: RaggedEvents, rows: NDArray[np.int64], world: World) -> Batch:
     """This worker's share of a step: every world_size-th event by length, so that all workers get as much to do.
 
     A worker without an event gets one whose elements do not count, so that it can take part in the collectives.
     """
     by_length = rows[np.argsort(events.lengths[rows], kind="stable")]
-    mine = by_length[session.rank :: session.world_size]
+    mine = by_length[world.rank :: world.world_size]
     if len(mine):
         return collate(events, mine)
     batch = collate(events, by_length[:1])
     return Batch(batch.features_BNF, batch.is_track_BN, torch.zeros_like(batch.mask_BN), batch.targets, batch.rows_B)
 
 
-def evaluate_loss(engine: Engine, index: EventIndex, members: NDArray[np.int64], session: Session, *, tokens: int) -> dict[str, float]:
+def evaluate_loss(engine: Engine, index: EventIndex, members: NDArray[np.int64], world: World, *, tokens: int) -> dict[str, float]:
     """Mean of each loss term per element over the given events, and their sum as `loss`; the same on all workers."""
     total = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64)
     for events in _in_chunks(index, members):
         order = np.argsort(events.lengths, kind="stable")
         for run in cut_by_tokens(events.lengths[order], tokens):
-            batch = worker_part(events, order[run], session).to(session.device)
+            batch = worker_part(events, order[run], world).to(world.device)
             total[:-1] += engine.evaluate(batch).double().cpu()
             total[-1] += batch.num_elements
-    _sum_over_workers(total, session)
+    _sum_over_workers(total, world)
     means = (total[:-1] / total[-1].clamp_min(1)).tolist()
     return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means)}
 
@@ -175,18 +176,13 @@ def evaluate_loss(engine: Engine, index: EventIndex, members: NDArray[np.int64],
 class _Recent:
     """Loss terms since the last point that was logged; `saved` are those of the checkpoint that the run resumed from."""
 
-    def __init__(self, saved: dict[str, Any], session: Session) -> None:
-        self.session = session
-        self.reset()
-        if saved:
-            self.num_elements, self.norms = int(saved["num_elements"]), list(saved["norms"])
-            if session.rank == 0:
-                self.terms += torch.tensor(saved["terms"], dtype=torch.float64)
-
-    def reset(self) -> None:
+    def __init__(self, saved: dict[str, Any], world: World) -> None:
+        self.world = world
         self.terms = torch.zeros(len(LOSS_TERMS), dtype=torch.float64)
-        self.num_elements = 0
-        self.norms: list[float] = []
+        self.num_elements = int(saved.get("num_elements", 0))
+        self.norms: list[float] = list(saved.get("norms", []))
+        if saved and world.rank == 0:
+            self.terms += torch.tensor(saved["terms"], dtype=torch.float64)
 
     def add(self, terms: Tensor, num_elements: int, norm: float) -> None:
         self.terms += terms.double().cpu()
@@ -195,18 +191,19 @@ class _Recent:
 
     def save(self) -> dict[str, Any]:
         """What a checkpoint keeps; moves all workers' sums to rank 0 (collective), which leaves their total as it was."""
-        _sum_over_workers(self.terms, self.session)
+        _sum_over_workers(self.terms, self.world)
         saved = {"terms": self.terms.tolist(), "num_elements": self.num_elements, "norms": self.norms}
-        if self.session.rank != 0:
+        if self.world.rank != 0:
             self.terms.zero_()
         return saved
 
     def means(self) -> dict[str, float]:
         """Mean per element over all workers (collective), and starts anew."""
-        _sum_over_workers(self.terms, self.session)
+        _sum_over_workers(self.terms, self.world)
         means = (self.terms / max(self.num_elements, 1)).tolist()
         norm = float(np.mean(self.norms)) if self.norms else math.nan
-        self.reset()
+        self.terms.zero_()
+        self.num_elements, self.norms = 0, []
         return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means), "gradient_norm": norm}
 
 
@@ -226,7 +223,9 @@ def _validation_events(index: EventIndex, num_events: int | None) -> NDArray[np.
     return members if num_events is None else members[:num_events]
 
 
-def _steps(index: EventIndex, train: NDArray[np.int64], config: TrainingConfig, *, start: int) -> Iterator[tuple[NDArray[np.int64], RaggedEvents]]:
+def _steps(
+    index: EventIndex, train: NDArray[np.int64], config: TrainingConfig, *, start: int
+) -> Iterator[tuple[NDArray[np.int64], RaggedEvents]]:
     """(rows, events) of every step from `start` on, epoch after epoch; the next window is read while this one is learned from."""
     columns = (*INPUT_COLUMNS, *TARGET_COLUMNS)
     with ThreadPoolExecutor(1) as pool:
@@ -249,7 +248,12 @@ def _windows(index: EventIndex, train: NDArray[np.int64], config: TrainingConfig
     passed, epoch = 0, 0
     while True:
         plan = plan_epoch(
-            index, train, tokens_per_step=config.data.tokens_per_step, window_events=config.data.window_events, seed=config.seed, epoch=epoch
+            index,
+            train,
+            tokens_per_step=config.data.tokens_per_step,
+            window_events=config.data.window_events,
+            seed=config.seed,
+            epoch=epoch,
         )
         for window in plan:
             if passed + len(window.steps) > start:
@@ -274,8 +278,8 @@ def _check_finite(terms: Tensor, norm: float, uid: NDArray[np.uint64], *, step: 
     )
 
 
-def _sum_over_workers(values: Tensor, session: Session) -> None:
-    if session.world_size > 1:
+def _sum_over_workers(values: Tensor, world: World) -> None:
+    if world.world_size > 1:
         dist.all_reduce(values)
 
 
@@ -283,7 +287,7 @@ def _report(state: LoopState) -> dict[str, float]:
     return {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
 
 
-def _write(folder: Path, engine: Engine, state: LoopState, best: dict[str, Tensor], rank: int) -> None:
+def _write(folder: Path, *, engine: Engine, state: LoopState, best: dict[str, Tensor], rank: int) -> None:
     engine.save(folder)
     if rank == 0:
         safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in best.items()}, folder / BEST)

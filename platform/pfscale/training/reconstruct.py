@@ -65,8 +65,8 @@ def reconstruct(
 ) -> Reconstruction:
     """The files of candidates that the model finds in EDM4hep ROOT files, one row per event; truth is never read.
 
-    Columns: `event`, `candidate` (list of structs: element_index, is_track, pdg, charge, px, py, pz, energy in GeV, scores of 6 classes) and,
-    with `latents`, `latent` (per element, float16). An event that cannot be read has a row without candidates.
+    Columns: `event`, `candidate` (list of structs: element_index, is_track, pdg, charge, px, py, pz, energy in GeV, scores of 6 classes)
+    and, with `latents`, `latent` (per element, float16). An event that cannot be read has a row without candidates.
 
     Args:
         model: `models:/name@alias`, `models:/name/version`, or a folder with a model bundle.
@@ -160,7 +160,9 @@ def _claim(output: Path, paths: Sequence[str]) -> list[Path]:
         raise OutputExistsError("this is a file, not a folder", where=str(output), hint="choose another --output")
     strangers = [p.name for p in output.iterdir() if not p.name.endswith((".candidates.parquet", ".draft"))] if output.is_dir() else []
     if strangers:
-        raise OutputExistsError(f"the folder holds other files ({', '.join(sorted(strangers)[:3])})", where=str(output), hint="choose an empty --output")
+        raise OutputExistsError(
+            f"the folder holds other files ({', '.join(sorted(strangers)[:3])})", where=str(output), hint="choose an empty --output"
+        )
     output.mkdir(parents=True, exist_ok=True)
     return [output / name for name in names]
 

@@ -8,35 +8,50 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 
-class Session(Protocol):
-    """Rank, world size, the last committed checkpoint, and how to commit the next."""
+class World(Protocol):
+    """Which of how many workers this is, and where its tensors live."""
 
     rank: int
     world_size: int
     device: torch.device
 
-    def latest(self) -> Iterator[Path | None]: ...
 
-    def commit(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None: ...
+class Session(World, Protocol):
+    """A world with checkpoints: the last committed one, and how to commit the next."""
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """The folder of the last committed checkpoint, or None."""
+        ...
+
+    def commit(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
+        """Makes what `write` puts into the folder it is given the last checkpoint (collective)."""
+        ...
 
 
-class LocalSession:
-    """Training in the calling process: one rank, checkpoints below `folder`."""
+class Alone:
+    """The world of a measurement without training."""
 
     rank = 0
     world_size = 1
 
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
+
+class LocalSession(Alone):
+    """Training in the calling process: one rank, checkpoints below `folder`."""
+
     def __init__(self, folder: Path, *, keep: int) -> None:
+        super().__init__()
         self.folder = folder
         self.keep = keep
-        self.device = torch.device("cpu")
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:

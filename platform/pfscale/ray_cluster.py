@@ -53,5 +53,6 @@ def require_cpus(needed: float, *, what: str) -> None:
     available = float(ray.cluster_resources().get("CPU", 0))
     if needed > available:
         raise ResourceError(
-            f"{what} needs {needed:g} CPUs, the cluster has {available:g}", hint=f"lower run.num_workers or run.cpus_per_worker to fit {available:g}"
+            f"{what} needs {needed:g} CPUs, the cluster has {available:g}",
+            hint=f"lower run.num_workers or run.cpus_per_worker to fit {available:g}",
         )

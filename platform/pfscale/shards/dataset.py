@@ -185,7 +185,9 @@ def _open(file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(f"cannot read the shard ({error})", where=file, hint="ingest again into the same folder: complete shards are kept") from None
+        raise ShardError(
+            f"cannot read the shard ({error})", where=file, hint="ingest again into the same folder: complete shards are kept"
+        ) from None
 
 
 def _no_files(index: EventIndex) -> RaggedEvents:

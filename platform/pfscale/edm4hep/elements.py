@@ -1,0 +1,143 @@
+"""Input elements: the features of tracks and clusters, one flat array per field of the shard schema (physics-spec 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfscale.edm4hep.chunk import EventChunk
+from pfscale.edm4hep.detectors import Subdetector
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+AT_INTERACTION_POINT, AT_FIRST_HIT = 1, 2  # EDM4hep TrackState.location
+PT_PER_RADIUS = 3e-4  # GeV per (tesla mm): the convention of the field's data sets, 0.07% above c
+MAX_ETA = 20.0  # stands for the beam axis, so that a momentum exactly along it stays finite
+MAY_BE_MISSING = ("dedx", "dedx_error", "radius_of_innermost_hit", "time")  # NaN in the shard; all else must be finite
+
+
+def track_features(chunk: EventChunk) -> dict[str, NDArray]:
+    """Fields of the `track` column, (num_tracks,) each; `cov` (num_tracks, 15). Bad events are named in `chunk.problems`."""
+    tracks, states, event = chunk.tracks, chunk.states, chunk.tracks.event
+    state = _state_at(chunk, AT_INTERACTION_POINT, or_only=True)
+    chunk.problems.add(event[state < 0], "a track has no state at the interaction point")
+    at = {name: _take(values, state) for name, values in states.columns.items()}
+    with np.errstate(divide="ignore"):
+        pt = PT_PER_RADIUS * np.abs(chunk.detector.magnetic_field / at["omega"])
+    dedx, dedx_error = tracks["dedx"].copy(), tracks["dedx_error"].copy()
+    has_track = chunk.dqdx_track >= 0
+    for values, name in ((dedx, "value"), (dedx_error, "error")):
+        if len(chunk.dqdx_track):
+            values[chunk.dqdx_track[has_track]] = chunk.dqdx[name][has_track]
+    features = {
+        "pt": pt,
+        "eta": np.arcsinh(at["tanLambda"]),
+        "sin_phi": np.sin(at["phi"]),
+        "cos_phi": np.cos(at["phi"]),
+        "p": pt * np.hypot(1.0, at["tanLambda"]),
+        "chi2": tracks["chi2"],
+        "ndf": tracks["ndf"],
+        "dedx": dedx,
+        "dedx_error": dedx_error,
+        "radius_of_innermost_hit": _innermost_radius(chunk),
+        "tan_lambda": at["tanLambda"],
+        "d0": at["D0"],
+        "omega": at["omega"],
+        "z0": at["Z0"],
+        "time": at["time"],
+        "cov": at["covMatrix"],
+        "ref_x": at["referencePoint_x"],
+        "ref_y": at["referencePoint_y"],
+        "ref_z": at["referencePoint_z"],
+    }
+    _require_finite(chunk, "track", features, event)
+    return features
+
+
+def cluster_features(chunk: EventChunk) -> dict[str, NDArray]:
+    """Fields of the `cluster` column, (num_clusters,) each. Bad events are named in `chunk.problems`."""
+    clusters, cluster, hit = chunk.clusters, chunk.cluster_of_member, chunk.hit_of_member
+    num = len(clusters)
+    x, y, z = (clusters[f"position_{axis}"] for axis in "xyz")
+    radius = np.hypot(x, y)
+    eta = pseudorapidity(radius, z)
+    energy = chunk.hits["energy"][hit]
+    parts = len(Subdetector)
+    in_parts = np.bincount(cluster * parts + chunk.hit_subdetector[hit], energy, minlength=num * parts).reshape(num, parts)
+    by_subdetector = {f"energy_{part.name.lower()}": in_parts[:, part] for part in Subdetector}
+    sigmas = {f"sigma_{axis}": _weighted_deviation(cluster, chunk.hits[f"position_{axis}"][hit], energy, num) for axis in "xyz"}
+    features = {
+        "et": clusters["energy"] / np.cosh(eta),
+        "eta": eta,
+        "sin_phi": np.divide(y, radius, out=np.zeros(num), where=radius > 0),
+        "cos_phi": np.divide(x, radius, out=np.ones(num), where=radius > 0),
+        "energy": clusters["energy"],
+        "position_x": x,
+        "position_y": y,
+        "position_z": z,
+        "itheta": clusters["iTheta"],
+        **by_subdetector,
+        "num_hits": np.bincount(cluster, minlength=num),
+        **sigmas,
+    }
+    _require_finite(chunk, "cluster", features, clusters.event)
+    return features
+
+
+def pseudorapidity(pt: Floats, pz: Floats) -> Floats:
+    """eta, within +-MAX_ETA; 0 for a null vector."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        eta = np.arcsinh(np.where((pt == 0) & (pz == 0), 0.0, pz / pt))
+    return np.clip(eta, -MAX_ETA, MAX_ETA)
+
+
+def _state_at(chunk: EventChunk, location: int, *, or_only: bool) -> Indices:
+    """Row of each track's first state at `location`; with `or_only` its only state, where there is one; -1: none."""
+    tracks, states = chunk.tracks, chunk.states
+    begin, end = tracks["trackStates_begin"], tracks["trackStates_end"]
+    in_event = np.diff(states.offsets)[tracks.event]
+    is_valid = (begin >= 0) & (begin <= end) & (end <= in_event)
+    chunk.problems.add(tracks.event[~is_valid], "the states of a track run past their list")
+    count = np.where(is_valid, end - begin, 0)
+    first = states.offsets[tracks.event] + begin
+    track = np.repeat(np.arange(len(tracks)), count)
+    row = first[track] + np.arange(len(track)) - np.repeat(np.cumsum(count) - count, count)
+    at_location = states["location"][row] == location
+    found = np.full(len(tracks), -1, np.int64)
+    if or_only:
+        found[count == 1] = first[count == 1]
+    matches, position = np.unique(track[at_location], return_index=True)
+    found[matches] = row[at_location][position]
+    return found
+
+
+def _take(values: NDArray, rows: Indices) -> NDArray:
+    """values[rows], NaN where a row is -1."""
+    taken = np.full((len(rows), *values.shape[1:]), np.nan)
+    taken[rows >= 0] = values[rows[rows >= 0]]
+    return taken
+
+
+def _innermost_radius(chunk: EventChunk) -> Floats:
+    """Transverse radius of the state at the first hit, else what the legacy layout stores on the track, else NaN."""
+    state = _state_at(chunk, AT_FIRST_HIT, or_only=False)
+    radius = np.hypot(_take(chunk.states["referencePoint_x"], state), _take(chunk.states["referencePoint_y"], state))
+    return np.where(state >= 0, radius, chunk.tracks["radius_of_innermost_hit"])
+
+
+def _weighted_deviation(group: Indices, values: Floats, weight: Floats, num: int) -> Floats:
+    """Energy-weighted standard deviation in every group; 0 where a group has no weight."""
+    total = np.bincount(group, weight, minlength=num)
+    has_weight = total > 0
+    mean = np.divide(np.bincount(group, weight * values, minlength=num), total, out=np.zeros(num), where=has_weight)
+    squares = np.bincount(group, weight * (values - mean[group]) ** 2, minlength=num)
+    return np.sqrt(np.maximum(np.divide(squares, total, out=np.zeros(num), where=has_weight), 0.0))
+
+
+def _require_finite(chunk: EventChunk, what: str, features: dict[str, NDArray], event: Indices) -> None:
+    for name, values in features.items():
+        if name not in MAY_BE_MISSING:
+            finite = np.isfinite(values.astype(np.float32))
+            bad_rows = np.unique(np.nonzero(~finite)[0])
+            chunk.problems.add(event[bad_rows], f"{what} '{name}' is not finite")

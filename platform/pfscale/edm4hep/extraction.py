@@ -1,0 +1,186 @@
+"""Events of a file as flat arrays per shard column: the one function that ingest and reconstruction share.
+
+With truth it fills every column; without, only what the detector saw, so that it works on files that hold no MC particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfscale.edm4hep.chunk import EventChunk, read_chunk, read_deposits, read_particles
+from pfscale.edm4hep.detectors import Detector
+from pfscale.edm4hep.elements import cluster_features, track_features
+from pfscale.edm4hep.reader import EventSource
+from pfscale.edm4hep.targets import (
+    EnergyAccount,
+    element_targets,
+    energy_account,
+    gen_missing_momentum,
+    gen_particles,
+    jets_of_gen_level,
+)
+from pfscale.edm4hep.truth import Truth, associate
+from pfscale.errors import InputFileError
+
+MAX_CLOSURE_ERROR = 1e-6  # of the visible energy; more is a bug in the truth, or sums that overflow
+NO_VISIBLE_PARTICLE = "no visible particle"
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A list per row: the flat values and num_rows + 1 offsets."""
+
+    offsets: Indices
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One shard column over the events: flat fields, and the offsets of each event's elements (None: one struct per event)."""
+
+    fields: Mapping[str, NDArray[Any] | Lists | Sequence[str]]
+    offsets: Indices | None = None
+
+
+@dataclass(frozen=True)
+class ExtractedEvents:
+    """Events of one entry range.
+
+    Attributes:
+        columns: shard column -> its fields; `event` lacks what depends on splits.
+        problems: event -> why it cannot be used; its rows in `columns` are meaningless.
+        invisible: events without any visible particle, to be dropped by ingest (empty without truth).
+        account: energy accounting per event (None without truth).
+        num_particles, num_surrogates: visible ones, over the good events.
+    """
+
+    num_events: int
+    columns: dict[str, Column]
+    problems: dict[int, str]
+    invisible: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
+    account: EnergyAccount | None = None
+    num_particles: int = 0
+    num_surrogates: int = 0
+
+
+def extract(source: EventSource, detector: Detector, start: int, stop: int, *, with_truth: bool) -> ExtractedEvents:
+    """The entries [start, stop) of a file as arrays, in the fields of the shard schema.
+
+    Raises:
+        InputFileError: a needed collection is missing, or the data cannot be read.
+    """
+    chunk = read_chunk(source, detector, start, stop)
+    columns = {
+        "event": Column(_event_fields(chunk)),
+        "track": Column(track_features(chunk), chunk.tracks.offsets),
+        "cluster": Column(cluster_features(chunk), chunk.clusters.offsets),
+        "baseline": _baseline_column(chunk),
+    }
+    if not with_truth:
+        return ExtractedEvents(chunk.num_events, columns, chunk.problems.reasons)
+    return _with_truth(chunk, columns)
+
+
+def _with_truth(chunk: EventChunk, columns: dict[str, Column]) -> ExtractedEvents:
+    num_events, num_tracks = chunk.num_events, len(chunk.tracks)
+    particles = read_particles(chunk)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(particles.event, minlength=num_events))]).astype(np.int64)
+    truth = associate(particles, read_deposits(chunk, offsets), num_events=num_events)
+    good = chunk.problems.is_good
+
+    jets, jet_of_visible = jets_of_gen_level(particles, truth, num_events=num_events, good=good)
+    event_of_element = np.concatenate([chunk.tracks.event, chunk.clusters.event])
+    targets = element_targets(particles, truth, jet_of_visible, event_of_element, num_tracks)
+    event_of_visible, gen_fields = gen_particles(particles, truth, jet_of_visible, (chunk.tracks.offsets, chunk.clusters.offsets))
+    columns |= {
+        "track_target": Column({name: values[:num_tracks] for name, values in targets.items()}, chunk.tracks.offsets),
+        "cluster_target": Column({name: values[num_tracks:] for name, values in targets.items()}, chunk.clusters.offsets),
+        "gen_particle": Column(gen_fields, _offsets(event_of_visible, num_events)),
+        "gen_jet": Column(
+            {name: getattr(jets, name) for name in ("pt", "eta", "phi", "energy", "flavour")}, _offsets(jets.event, num_events)
+        ),
+        "gen_met": Column(gen_missing_momentum(particles, truth, num_events=num_events)),
+    }
+    account = energy_account(particles, truth, event_of_element, num_events=num_events)
+    _check_closure(chunk, account, good)
+    visible_in_event = np.bincount(event_of_visible, minlength=num_events)
+    return ExtractedEvents(
+        num_events,
+        columns,
+        chunk.problems.reasons,
+        invisible=np.flatnonzero(good & (visible_in_event == 0)),
+        account=account,
+        **_counts(truth, good[event_of_visible]),
+    )
+
+
+def _counts(truth: Truth, good: NDArray[np.bool_]) -> dict[str, int]:
+    return {"num_particles": int(good.sum()), "num_surrogates": int((truth.is_surrogate & good).sum())}
+
+
+def _check_closure(chunk: EventChunk, account: EnergyAccount, good: NDArray[np.bool_]) -> None:
+    open_events = np.flatnonzero(good & ~(account.closure <= MAX_CLOSURE_ERROR))
+    if len(open_events):
+        entry = chunk.start + int(open_events[0])
+        raise InputFileError(f"entry {entry}: visible energy is not the sum of targets and dropped", where=chunk.source.path)
+
+
+def _event_fields(chunk: EventChunk) -> dict[str, NDArray[Any] | Lists | Sequence[str]]:
+    """Identity and weight of each event; a file without event headers counts its entries."""
+    entry = np.arange(chunk.start, chunk.stop)
+    values = {"run": np.zeros(len(entry), np.int64), "number": entry.copy(), "weight": np.ones(len(entry))}
+    first = chunk.header.offsets[:-1]
+    has_header = np.diff(chunk.header.offsets) > 0
+    if has_header.any():
+        for name, filled in values.items():
+            filled[has_header] = chunk.header[name][first[has_header]]
+    chunk.problems.add(np.flatnonzero(~np.isfinite(values["weight"])), "the event weight is not finite")
+    return {**values, "entry": entry, "file": [PurePosixPath(chunk.source.path).name] * len(entry)}
+
+
+def _baseline_column(chunk: EventChunk) -> Column:
+    """Every rule-based candidate once, with all its tracks and clusters as indices within the event; PDG 0 is dropped."""
+    rows = chunk.baseline
+    if not len(rows):
+        empty = np.zeros(0)
+        fields = dict.fromkeys(_CANDIDATE_FIELDS, empty)
+        nothing = Lists(np.zeros(1, np.int64), np.zeros(0, np.int64))
+        return Column({**fields, "track_index": nothing, "cluster_index": nothing}, np.zeros(chunk.num_events + 1, np.int64))
+    is_kept = rows["pdg"] != 0
+    number = np.cumsum(is_kept) - 1
+    event = rows.event[is_kept]
+    values = {name: rows[source][is_kept] for name, source in _CANDIDATE_FIELDS.items()}
+    for name, column in values.items():
+        chunk.problems.add(event[~np.isfinite(column)], f"baseline '{name}' is not finite")
+    lists = {}
+    for name, (candidate, other), others in (
+        ("track_index", chunk.baseline_tracks, chunk.tracks),
+        ("cluster_index", chunk.baseline_clusters, chunk.clusters),
+    ):
+        kept = is_kept[candidate]
+        owner = number[candidate[kept]]
+        index = other[kept] - others.offsets[event[owner]]
+        order = np.argsort(owner, kind="stable")
+        lists[name] = Lists(_offsets(owner, len(event)), index[order])
+    return Column({**values, "charge": np.rint(values["charge"]), **lists}, _offsets(event, chunk.num_events))
+
+
+_CANDIDATE_FIELDS = {
+    "pdg": "pdg",
+    "charge": "charge",
+    "px": "momentum_x",
+    "py": "momentum_y",
+    "pz": "momentum_z",
+    "energy": "energy",
+}
+
+
+def _offsets(group: Indices, num_groups: int) -> Indices:
+    return np.concatenate([[0], np.cumsum(np.bincount(group, minlength=num_groups))]).astype(np.int64)

@@ -1,0 +1,278 @@
+"""Collections of EDM4hep ROOT files as flat numpy arrays with event offsets, whichever podio generation wrote them (uproot).
+
+The only home of uproot besides the event source. Works on TTrees, split by podio or flat from uproot, and on RNTuple v1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import uproot
+from numpy.typing import NDArray
+
+from pfscale.edm4hep.detectors import DETECTORS
+from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation
+from pfscale.errors import InputFileError, closest
+
+OWN_METADATA = "pfscale_metadata"  # tree of key, value strings that the built-in source writes
+RNTUPLE, OLD_RNTUPLE = "ROOT::RNTuple", "ROOT::Experimental::RNTuple"
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Objects of one collection over consecutive events: flat columns and the offsets (num_events + 1) of each event's rows."""
+
+    offsets: Indices
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+    @property
+    def event(self) -> Indices:
+        """Event of each row."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+@dataclass(frozen=True)
+class References:
+    """ObjectIDs of one relation over consecutive events, flat: offsets per event, index within the event, id of the collection."""
+
+    offsets: Indices
+    index: Indices
+    collection_id: Indices
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def event(self) -> Indices:
+        """Event of each reference."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """An open EDM4hep file.
+
+    Attributes:
+        collection_ids: collection name -> id; empty where the file has no metadata.
+        metadata: what a file of the built-in source says of itself (simulation, detector, process, ...); else empty.
+    """
+
+    path: str
+    num_entries: int
+    generation: Generation
+    collection_ids: dict[str, int]
+    metadata: dict[str, str]
+    collections: frozenset[str]
+    _file: Any
+    _branches: dict[str, Any]
+
+    def __enter__(self) -> EventSource:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the file holds MC particles."""
+        return any(detector.particles in self.collections for detector in DETECTORS.values())
+
+    def has(self, collection: str) -> bool:
+        """Whether the file holds the collection (it may be empty)."""
+        return collection in self.collections
+
+    def missing(self, collection: str, *, why: str) -> InputFileError:
+        """The error for a collection that the file lacks, with those whose names are close."""
+        near = closest(collection, sorted(c for c in self.collections if not c.startswith("_")))
+        hint = f"close names in the file: {', '.join(near)}" if near else "is --detector right for this file?"
+        return InputFileError(f"no collection '{collection}', needed for {why}", where=self.path, hint=hint)
+
+    def rows(self, collection: str, kind: Kind, start: int, stop: int, *, why: str = "") -> Rows:
+        """The members of all objects of `collection` in the entries [start, stop).
+
+        Raises:
+            InputFileError: the collection or a member without a default is missing, or the data cannot be read.
+        """
+        if not self.has(collection):
+            raise self.missing(collection, why=why or "every event")
+        columns: dict[str, NDArray[Any]] = {}
+        offsets: Indices | None = None
+        absent = []
+        for member in kind.members:
+            leaf = self._find(tuple(f"{collection}.{name}" for name in member.leaves))
+            if leaf is None:
+                absent.append(member)
+                continue
+            columns[member.name], offsets = self._member(leaf, member, offsets, start, stop)
+        if offsets is None:
+            raise InputFileError(f"collection '{collection}' has none of the members that are read", where=self.path)
+        for member in absent:
+            if member.default is None:
+                raise InputFileError(f"collection '{collection}' has no member '{member.leaves[0]}'", where=self.path)
+            columns[member.name] = np.full(int(offsets[-1]), member.default, member.dtype)
+        return Rows(offsets, columns)
+
+    def ranges(self, collection: str, relation: Relation, start: int, stop: int) -> tuple[Indices, Indices]:
+        """(begin, end) of each object's references in the event's list of a one-to-many relation."""
+        leaves = [self._need(f"{collection}.{relation.name}_{side}") for side in ("begin", "end")]
+        begin, end = (self._flat(leaf, start, stop)[1].astype(np.int64) for leaf in leaves)
+        return begin, end
+
+    def references(self, collection: str, relation: Relation, start: int, stop: int) -> References:
+        """All references of a relation of `collection` in the entries [start, stop).
+
+        Raises:
+            InputFileError: the file has no such relation, or it cannot be read.
+        """
+        branch = self._relation_branch(collection, relation)
+        if branch is None:
+            name = self.generation.relation_branches(collection, relation)[0]
+            raise self.missing(name, why=f"the relation '{relation.name}' of '{collection}'")
+        offsets, index = self._flat(f"{branch}.index", start, stop)
+        _, identity = self._flat(self._need(f"{branch}.collectionID"), start, stop)
+        # ids are signed in the legacy layout and unsigned 32-bit hashes later
+        return References(offsets, index.astype(np.int64), identity.astype(np.uint32).astype(np.int64))
+
+    def has_relation(self, collection: str, relation: Relation) -> bool:
+        """Whether the file holds this relation of the collection."""
+        return self._relation_branch(collection, relation) is not None
+
+    def _relation_branch(self, collection: str, relation: Relation) -> str | None:
+        return next((b for b in self.generation.relation_branches(collection, relation) if f"{b}.index" in self._branches), None)
+
+    def _find(self, leaves: tuple[str, ...]) -> str | None:
+        return next((leaf for leaf in leaves if leaf in self._branches), None)
+
+    def _need(self, leaf: str) -> str:
+        if leaf not in self._branches:
+            near = closest(leaf, self._branches)
+            raise InputFileError(f"no branch '{leaf}'", where=self.path, hint=f"close names: {', '.join(near)}" if near else None)
+        return leaf
+
+    def _member(self, leaf: str, member: Member, known: Indices | None, start: int, stop: int) -> tuple[NDArray[Any], Indices]:
+        """The values of a member, (N,) or (N, width), and the event offsets of the collection's objects."""
+        offsets, values = self._flat(leaf, start, stop)
+        if member.width > 1:
+            # uproot cannot write jagged arrays of fixed arrays: such files hold all numbers of an event in one plain list
+            count = int((offsets if known is None else known)[-1])
+            values = values.reshape(count, -1 if count else member.width)[:, : member.width]
+            offsets = offsets if known is None else known
+        elif known is not None and not np.array_equal(offsets, known):
+            raise InputFileError(f"'{leaf}' does not have as many values as its collection has objects", where=self.path)
+        return np.ascontiguousarray(values, member.dtype), offsets
+
+    def _flat(self, leaf: str, start: int, stop: int) -> tuple[Indices, NDArray[Any]]:
+        """(event offsets, flat values) of a branch; a branch with one number per event counts as one object per event."""
+        try:
+            array = self._branches[leaf].array(entry_start=start, entry_stop=stop, library="ak")
+            layout = array.layout if isinstance(array.layout, ak.contents.ListOffsetArray) else ak.to_packed(array).layout
+            if not layout.is_list:
+                return np.arange(stop - start + 1, dtype=np.int64), np.asarray(ak.to_numpy(layout))
+            offsets = np.asarray(layout.offsets.data, np.int64)
+            values = np.asarray(ak.to_numpy(layout.content[offsets[0] : offsets[-1]]))
+            return offsets - offsets[0], values
+        except Exception as error:  # uproot and its decompressors raise many types for damaged data
+            message = f"cannot read '{leaf}', entries {start} to {stop} ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            raise InputFileError(message, where=self.path, hint="the file is damaged or truncated: copy or produce it again") from error
+
+
+def open_source(path: str | Path) -> EventSource:
+    """The EDM4hep file at `path`, opened; use it as a context manager.
+
+    Raises:
+        InputFileError: missing, empty, truncated or not a ROOT file, no `events` tree, no events, or a pre-1.0 RNTuple.
+    """
+    where = str(path)
+    file = _open_root(where)
+    try:
+        tree = _events_tree(file, where)
+        branches = _leaves(tree)
+        generation, identities = _generation(file)
+        collections = frozenset(leaf.partition(".")[0] for leaf in branches)
+        return EventSource(where, int(tree.num_entries), generation, identities, _own_metadata(file), collections, file, branches)
+    except InputFileError:
+        file.close()
+        raise
+    except Exception as error:  # a directory or header that is cut or overwritten fails anywhere in uproot
+        file.close()
+        raise _damaged(where, error) from error
+
+
+def _open_root(where: str) -> Any:
+    if "://" not in where:
+        local = Path(where)
+        if not local.is_file():
+            near = closest(local.name, [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else [])
+            raise InputFileError("no such file", where=where, hint=f"did you mean {local.parent / near[0]}?" if near else None)
+        if local.stat().st_size == 0:
+            raise InputFileError("the file is empty (0 bytes)", where=where, hint="produce or copy it again")
+        with local.open("rb") as raw:
+            if raw.read(4) != b"root":
+                raise InputFileError("not a ROOT file", where=where, hint="pfscale reads EDM4hep ROOT files")
+    try:
+        # no array cache: every branch is read once, and a worker's memory must not grow with the file
+        return uproot.open(where, array_cache=None)
+    except Exception as error:  # depends on the transport and on where the file is cut
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> InputFileError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return InputFileError(f"cannot be read as a ROOT file: damaged or truncated ({reason})", where=where, hint="copy or produce it again")
+
+
+def _events_tree(file: Any, where: str) -> Any:
+    classes = {key.partition(";")[0]: name for key, name in file.classnames(recursive=False).items()}
+    if "events" not in classes:
+        found = ", ".join(sorted(classes)) or "nothing"
+        raise InputFileError(f"no 'events' tree (the file holds {found})", where=where, hint="is it an EDM4hep file?")
+    if classes["events"] == OLD_RNTUPLE:
+        hint = "rewrite it with podio >= 1.2 on ROOT >= 6.34, as TTree or RNTuple"
+        raise InputFileError("'events' is an RNTuple from before version 1.0, which cannot be read", where=where, hint=hint)
+    tree = file["events"]
+    if tree.num_entries == 0:
+        raise InputFileError("the file holds no events", where=where)
+    return tree
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Leaf name -> branch or field. Bare leaf names are the one spelling that podio's trees, uproot's and RNTuples share."""
+    if getattr(tree, "classname", "") == RNTUPLE:
+        return {name: tree[name] for name in tree.keys() if name}  # noqa: SIM118 (not a dict)
+    return {name: branch for name, branch in tree.iteritems(recursive=True, full_paths=False) if "." in name}
+
+
+def _generation(file: Any) -> tuple[Generation, dict[str, int]]:
+    """The podio generation of a file and its collection ids."""
+    trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
+    for generation in GENERATIONS:
+        if generation.metadata is None:
+            return generation, {}
+        if generation.metadata not in trees:
+            continue
+        tree = file[generation.metadata]
+        known = set(tree.keys()) | {key.rpartition("/")[2] for key in tree.keys()}  # noqa: SIM118 (not a dict)
+        if generation.names in known:
+            names, ids = (ak.flatten(tree[branch].array(), axis=None).to_list() for branch in (generation.names, generation.ids))
+            return generation, dict(zip(names, ids, strict=True))
+    raise AssertionError("the last generation needs no metadata")
+
+
+def _own_metadata(file: Any) -> dict[str, str]:
+    if OWN_METADATA not in {key.partition(";")[0] for key in file.keys(recursive=False)}:
+        return {}
+    tree = file[OWN_METADATA]
+    keys, values = (ak.flatten(tree[branch].array(), axis=None).to_list() for branch in ("key", "value"))
+    return dict(zip(keys, values, strict=True))

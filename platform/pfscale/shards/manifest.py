@@ -1,0 +1,150 @@
+"""`manifest.json` beside the shards: what the data set is, where it came from, what was left out and why.
+
+It is written last and atomically, so a folder with a manifest is a complete data set. Its `hash` names the data: it depends on the
+sources' contents and on how they were read, not on the folder, the time, the number of workers or the size of the shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pfscale.errors import ShardError
+from pfscale.shards.schema import SCHEMA_VERSION
+
+MANIFEST_FILE = "manifest.json"
+Simulation = Literal["builtin", "geant4", "fast"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceRecord(_Record):
+    """A file that the shards were made from. `digest`: BLAKE2b of the whole file, or of its ends where it is large or remote."""
+
+    path: str
+    name: str
+    size: int
+    digest: str
+    num_entries: int
+    num_events: int = 0
+    generation: str = ""
+    process: str = ""
+
+
+class QuarantinedSource(_Record):
+    """A file that could not be used: why, what to do, the kind of error and the exit code that it would have had alone."""
+
+    path: str
+    reason: str
+    hint: str | None = None
+    error: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class DroppedRecord(_Record):
+    """An event of a source that is not in the shards."""
+
+    source: str
+    entry: int
+    reason: str
+
+
+class ShardRecord(_Record):
+    """One Parquet file: which entries of which source, and how many events are in it."""
+
+    file: str
+    source: str
+    start: int
+    stop: int
+    num_events: int
+
+
+class EnergySums(_Record):
+    """Sums over all events, GeV: visible = targets + dropped."""
+
+    visible: float = 0.0
+    targets: float = 0.0
+    dropped: float = 0.0
+
+
+class Manifest(_Record):
+    """A data set of event shards. `request` identifies the ingest that made it, bad sources included."""
+
+    schema_version: int = SCHEMA_VERSION
+    extraction_version: int
+    hash: str
+    request: str
+    detector: str
+    process: str
+    simulation: Simulation
+    has_baseline: bool
+    num_events: int
+    splits: dict[str, int]
+    track_classes: dict[str, int]
+    cluster_classes: dict[str, int]
+    num_particles: int
+    num_surrogates: int
+    energy: EnergySums
+    sources: tuple[SourceRecord, ...]
+    quarantined: tuple[QuarantinedSource, ...] = ()
+    dropped: tuple[DroppedRecord, ...] = ()
+    shards: tuple[ShardRecord, ...]
+
+
+def load_manifest(directory: str | Path) -> Manifest:
+    """The manifest of the data set in `directory`.
+
+    Raises:
+        ShardError: none there, not readable, or of another schema version.
+    """
+    path = Path(directory) / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        hint = "ingest into it first: pfscale ingest FILE... --detector NAME --output DIR"
+        raise ShardError("no data set here (there is no manifest.json)", where=str(directory), hint=hint) from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"cannot read the manifest ({error})", where=str(path), hint="ingest again into a new folder") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        message = f"shards have schema version {version}, this pfscale reads {SCHEMA_VERSION}"
+        raise ShardError(message, where=str(path), hint="ingest the sources again into a new folder")
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ShardError(
+            f"the manifest is damaged ({where}: {first['msg']})", where=str(path), hint="ingest again into a new folder"
+        ) from None
+
+
+def write_manifest(directory: str | Path, manifest: Manifest) -> None:
+    """Writes the manifest in one step: readers see all of it or none."""
+    write_atomically(Path(directory) / MANIFEST_FILE, manifest.model_dump_json(indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with unfinished.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def content_hash(*parts: object) -> str:
+    """16 hex digits of what `parts` (JSON-like values) say."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -142,13 +142,13 @@ def demo(output: Output = Path("pfscale-demo")) -> None:
 def simulate(
     output: Output,
     detector: Detector = "clic",
-    process: Annotated[str, typer.Option(help="ttbar, qq, ww or zh")] = "ttbar",
+    process: Annotated[str, typer.Option(help="ttbar, qq, WW or ZH")] = "ttbar",
     num_events: Annotated[int, typer.Option(min=1, help="events to generate")] = 1000,
     seed: Annotated[int, typer.Option(help="same seed, same events")] = 1,
     workers: Workers = 0,
     events_per_file: Annotated[int, typer.Option(min=1, help="events in each file")] = 500,
-    higgs_decay: Annotated[str | None, typer.Option(help="zh: decay of the Higgs boson")] = None,
-    z_decay: Annotated[str | None, typer.Option(help="zh: decay of the Z boson")] = None,
+    higgs_decay: Annotated[str | None, typer.Option(help="ZH: decay of the Higgs boson")] = None,
+    z_decay: Annotated[str | None, typer.Option(help="ZH: decay of the Z boson")] = None,
 ) -> None:
     """EDM4hep ROOT files from the built-in event source (Pythia 8 and parametrised detectors)."""
     from pfscale.simulation.simulate import simulate as make_events

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -24,9 +25,23 @@ if TYPE_CHECKING:
     from pfscale.training.finetune import Mode
 
 MARKER = ".pfscale-demo"
-SMALL, LARGE = 150, 1200  # CLD training events of the two transfers
-CLIC_EVENTS, CLD_EVENTS = 3000, 2000
-PRETRAIN_STEPS, TRANSFER_STEPS = 600, 200
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much the demo does; the defaults take about five minutes on two cores.
+
+    Attributes:
+        small, large: CLD training events of the two transfers.
+        pretrain_steps, transfer_steps: optimizer steps.
+    """
+
+    clic_events: int = 3000
+    cld_events: int = 2000
+    small: int = 150
+    large: int = 1200
+    pretrain_steps: int = 800
+    transfer_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -46,21 +61,21 @@ class DemoResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run_demo(output: str | Path = "pfscale-demo", *, console: Console | None = None) -> DemoResult:
+def run_demo(output: str | Path = "pfscale-demo", *, size: DemoSize | None = None, console: Console | None = None) -> DemoResult:
     """Runs the whole chain below `output` and prints its table; started again, it goes on where it stopped.
 
     Raises:
         OutputExistsError: the folder holds something else.
         ResourceError: pythia8mc is not installed.
     """
-    console = console or Console()
+    console, size = console or Console(), size or DemoSize()
     output = Path(output).resolve()
     _claim(output)
     run = RunConfig(storage=str(output / "runs"), tracking_uri=f"sqlite:///{output}/mlflow.db", experiment="demo", num_workers=0)
     stages = _Stages(console)
     with ray_cluster():
-        shards = _make_data(output, stages)
-        result = _learn(output, shards, run, stages)
+        shards = _make_data(output, size, stages)
+        result = _learn(output, size, shards, run, stages)
     _figures(result)
     _show(result, console)
     return result
@@ -94,13 +109,13 @@ def _claim(output: Path) -> None:
     (output / MARKER).write_text("made by pfscale demo; delete the folder to start afresh\n")
 
 
-def _make_data(output: Path, stages: _Stages) -> dict[str, Path]:
+def _make_data(output: Path, size: DemoSize, stages: _Stages) -> dict[str, Path]:
     """Folder of shards by detector."""
     from pfscale.shards.ingest import ingest
     from pfscale.simulation.simulate import simulate
 
     shards = {}
-    for detector, num_events in (("clic", CLIC_EVENTS), ("cld", CLD_EVENTS)):
+    for detector, num_events in (("clic", size.clic_events), ("cld", size.cld_events)):
         with stages.stage(f"simulate {num_events} ttbar events in {detector}", total=num_events) as progress:
             files = simulate(
                 detector=detector,
@@ -118,18 +133,25 @@ def _make_data(output: Path, stages: _Stages) -> dict[str, Path]:
     return shards
 
 
-def _learn(output: Path, shards: dict[str, Path], run: RunConfig, stages: _Stages) -> DemoResult:
+def _learn(output: Path, size: DemoSize, shards: dict[str, Path], run: RunConfig, stages: _Stages) -> DemoResult:
     from pfscale.training.downstream import DownstreamConfig, downstream
     from pfscale.training.reconstruct import reconstruct
 
     with stages.stage("pre-train on CLIC (Ray Train, DeepSpeed ZeRO-1)"):
-        pretraining = _pretrain(shards["clic"], run)
+        pretraining = _pretrain(shards["clic"], run, num_steps=size.pretrain_steps)
     transfers: dict[tuple[Mode, int], Run] = {}
-    plan: list[tuple[Mode, int]] = [("zero-shot", 0), ("scratch", SMALL), ("full", SMALL), ("scratch", LARGE), ("full", LARGE)]
+    plan: list[tuple[Mode, int]] = [
+        ("zero-shot", 0),
+        ("scratch", size.small),
+        ("full", size.small),
+        ("scratch", size.large),
+        ("full", size.large),
+    ]
     for mode, num_events in plan:
         label = f"transfer to CLD: {mode}" + (f", {num_events} events" if num_events else "")
         with stages.stage(label):
-            transfers[mode, num_events] = _transfer(shards["cld"], run, mode, num_events, register=(mode, num_events) == ("full", LARGE))
+            is_best = (mode, num_events) == ("full", size.large)
+            transfers[mode, num_events] = _transfer(shards["cld"], run, mode, num_events, num_steps=size.transfer_steps, register=is_best)
     with stages.stage("missing momentum: one linear layer on latents"):
         head = downstream(DownstreamConfig(shards=str(shards["cld"]), run=run))
     num_candidates = None
@@ -148,21 +170,21 @@ def _learn(output: Path, shards: dict[str, Path], run: RunConfig, stages: _Stage
     return DemoResult(output, pretraining, transfers, head, num_candidates, stages.seconds)
 
 
-def _pretrain(shards: Path, run: RunConfig) -> Run:
+def _pretrain(shards: Path, run: RunConfig, *, num_steps: int) -> Run:
     from pfscale.training.config import DataConfig, OptimisationConfig
     from pfscale.training.pretrain import PretrainConfig, pretrain
 
     return pretrain(
         PretrainConfig(
             data=DataConfig(shards=str(shards), num_validation_events=300),
-            optimisation=OptimisationConfig(num_steps=PRETRAIN_STEPS, learning_rate=2e-3, evaluate_every=100),
+            optimisation=OptimisationConfig(num_steps=num_steps, learning_rate=2e-3, evaluate_every=100),
             checkpoint_every=200,
             run=run.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0, "threads_per_worker": 2}),
         )
     )
 
 
-def _transfer(shards: Path, run: RunConfig, mode: Mode, num_events: int, *, register: bool) -> Run:
+def _transfer(shards: Path, run: RunConfig, mode: Mode, num_events: int, *, num_steps: int, register: bool) -> Run:
     from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
     from pfscale.training.finetune import FinetuneConfig, finetune
 
@@ -170,7 +192,7 @@ def _transfer(shards: Path, run: RunConfig, mode: Mode, num_events: int, *, regi
         FinetuneConfig(
             mode=mode,
             data=DataConfig(shards=str(shards), num_events=num_events or None, num_validation_events=None),
-            optimisation=OptimisationConfig(num_steps=TRANSFER_STEPS, learning_rate=1e-3, evaluate_every=25),
+            optimisation=OptimisationConfig(num_steps=num_steps, learning_rate=1e-3, evaluate_every=25),
             engine=TorchEngineConfig(),
             register_as="auto" if register else "",
             run=run,
@@ -209,30 +231,34 @@ def _figures(result: DemoResult) -> None:
 
 def _show(result: DemoResult, console: Console) -> None:
     """The closing table and where to go from here."""
-    table = Table(title="pfscale demo: validation events, ± from the bootstrap over events", title_justify="left")
-    for column in ("model", "events", "loss", "jet response median", "IQR / median", "missing momentum σ [GeV]"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    _add_rows(table, "CLIC, pre-trained", str(CLIC_EVENTS), result.pretraining)
+    table = Table(title="validation events; ± from the bootstrap over events", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("model", "loss", "jet pt median", "jet IQR/median", "MET σ [GeV]"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    _add_rows(table, "CLIC pre-trained", result.pretraining)
     table.add_section()
-    for (mode, num_events), run in result.transfers.items():
-        _add_rows(table, f"CLD, {mode}", str(num_events or "-"), run, ceiling=(mode, num_events) == ("full", LARGE))
+    for (mode, _), run in result.transfers.items():
+        _add_rows(table, f"CLD {mode}", run, has_ceiling=run.model is not None)
     console.print(table)
     head = result.missing_momentum.metrics
     numbers = ", ".join(
         f"{label} {head[f'{key}/met_resolution']:.2f} ± {head[f'{key}/met_resolution_error']:.2f}"
         for key, label in (("plain_sum", "plain sum"), ("latents_linear", "linear layer on latents"), ("truth_targets", "truth targets"))
     )
-    console.print(f"missing-momentum head on CLD test events, σ in GeV: {numbers}")
+    lines = [f"missing-momentum head on CLD test events, σ in GeV: {numbers}"]
     if result.num_candidates is not None:
-        console.print(f"real CLD event (full simulation; the model saw built-in simulation only): {result.num_candidates} candidates")
+        lines.append(f"real CLD event (full simulation, a model of built-in simulation): {result.num_candidates} candidates")
     models = [run.model for run in (result.pretraining, *result.transfers.values(), result.missing_momentum) if run.model]
-    console.print(f"registered: {', '.join(f'{m.uri} (@candidate)' for m in models)}")
-    console.print(f"figures:    {result.output / 'figures'}")
-    console.print(f"MLflow:     {result.pretraining.link}")
-    console.print(f"time:       {sum(result.seconds.values()):.0f} s")
+    lines += [
+        f"registered: {', '.join(m.uri for m in models)}, each with alias @candidate",
+        f"figures:    {result.output / 'figures'}",
+        f"MLflow:     {result.pretraining.link}",
+        f"time:       {sum(result.seconds.values()):.0f} s",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
 
 
-def _add_rows(table: Table, name: str, num_events: str, run: Run, *, ceiling: bool = True) -> None:
+def _add_rows(table: Table, name: str, run: Run, *, has_ceiling: bool = True) -> None:
     m = run.metrics
 
     def cell(metric: str, digits: int) -> str:
@@ -240,6 +266,7 @@ def _add_rows(table: Table, name: str, num_events: str, run: Run, *, ceiling: bo
         return "-" if math.isnan(value) else f"{value:.{digits}f} ± {error:.{digits}f}"
 
     figures = (("jet_response_median", 3), ("jet_response_iqr_over_median", 3), ("met_resolution", 2))
-    table.add_row(name, num_events, f"{m['validation_loss']:.3f}", *(cell(f"mlpf/{metric}", digits) for metric, digits in figures))
-    if ceiling:
-        table.add_row("  truth targets", "", "", *(cell(f"truth_targets/{metric}", digits) for metric, digits in figures), style="dim")
+    events = f", {m['num_train_events']:.0f} events" if "num_train_events" in m else ""
+    table.add_row(f"{name}{events}", f"{m['validation_loss']:.3f}", *(cell(f"mlpf/{metric}", digits) for metric, digits in figures))
+    if has_ceiling:
+        table.add_row("  truth targets", "", *(cell(f"truth_targets/{metric}", digits) for metric, digits in figures), style="dim")

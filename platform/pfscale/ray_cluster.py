@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from pfscale.errors import ResourceError
 
+_JOB_PACKAGE = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working_dir
+
 
 @contextmanager
 def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
@@ -20,7 +22,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         ResourceError: the cluster that RAY_ADDRESS names does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray otherwise runs workers in whatever environment `uv run` implies, and warns about accelerators that are not there.
+    # Ray warns in every process that it will one day stop hiding accelerators from tasks that ask for none; 0 is that future.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -56,3 +58,8 @@ def require_cpus(needed: float, *, what: str) -> None:
             f"{what} needs {needed:g} CPUs, the cluster has {available:g}",
             hint=f"lower run.num_workers or run.cpus_per_worker to fit {available:g}",
         )
+
+
+def is_job_copy() -> bool:
+    """Whether the current folder is the copy of a checkout that Ray made for a submitted job, and deletes with it."""
+    return _JOB_PACKAGE in os.getcwd()

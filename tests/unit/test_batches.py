@@ -108,8 +108,12 @@ def test_elements_are_tracks_then_clusters_with_their_own_features_and_targets()
         n = len(row["track"])
         np.testing.assert_array_equal(events.is_track[elements], [True] * n + [False] * len(row["cluster"]))
         want = [[t[name] for name in TRACK_FEATURES] for t in row["track"]]
-        np.testing.assert_array_equal(events.features[elements][:n, : len(TRACK_FEATURES)], np.array(want, np.float32).reshape(n, -1))
+        np.testing.assert_array_equal(
+            events.features[elements][:n, : len(TRACK_FEATURES)], np.array(want, np.float32).reshape(n, len(TRACK_FEATURES))
+        )
         want = [[c[name] for name in CLUSTER_FEATURES] for c in row["cluster"]]
-        np.testing.assert_array_equal(events.features[elements][n:], np.array(want, np.float32).reshape(-1, len(CLUSTER_FEATURES)))
+        np.testing.assert_array_equal(
+            events.features[elements][n:], np.array(want, np.float32).reshape(len(row["cluster"]), len(CLUSTER_FEATURES))
+        )
         classes = [t["class"] for t in row["track_target"] + row["cluster_target"]]
         np.testing.assert_array_equal(events.targets["class"][elements], classes)

@@ -213,6 +213,8 @@ def open_source(path: str | Path) -> EventSource:
 def _open_root(where: str) -> Any:
     if "://" not in where:
         local = Path(where)
+        if local.is_dir():
+            raise InputFileError("a folder, not a file", where=where, hint=f"give the files in it: '{local / '*.root'}'")
         if not local.is_file():
             near = closest(local.name, [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else [])
             raise InputFileError("no such file", where=where, hint=f"did you mean {local.parent / near[0]}?" if near else None)

@@ -79,6 +79,7 @@ def ingest(
     paths = expand_sources(sources)
     if len(paths) <= FILES_EXAMINED_HERE:
         examined = [examine(path, table_entry) for path in paths]
+        _sort_out(examined, strict=strict)  # bad files are told of before Ray starts
         finished = _check_output(directory, _request(examined, detector, process, simulation, rows_per_shard, rows_per_group))
         if finished is not None:
             return finished

@@ -156,7 +156,7 @@ COLUMNS |= {
             _f("py", "GeV", "minus the sum of gen-level particles, lab frame"),
             _f("neutrino_px", "GeV", "sum of the neutrinos"),
             _f("neutrino_py", "GeV", "sum of the neutrinos"),
-            _f("boost_px", "GeV", "sqrt(s) sin(crossing angle / 2)"),
+            _f("boost_px", "GeV", "px of all stable particles: the boost by the crossing angle"),
         ),
     ),
 }

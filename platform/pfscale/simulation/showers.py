@@ -1,7 +1,7 @@
 """Calorimeter showers as energy spots in cells.
 
-A spot is a small deposit; a shower throws a Poisson number of equal spots, so the stochastic term of the resolution is the number
-of spots and needs no smearing of its own. Electromagnetic showers follow the gamma profile (PDG review, passage of particles) with a
+A spot is a small deposit; a shower throws a Poisson number of spots, so the stochastic term of the resolution is the number of spots
+and needs no smearing of its own. Spots are not all alike: sums of equal ones would tell photons and hadrons apart by their last digits. Electromagnetic showers follow the gamma profile (PDG review, passage of particles) with a
 two-component radial profile; hadrons cross as minimum-ionising particles up to their first interaction, then split into
 electromagnetic, hadronic and neutron-like parts that start, tilt and travel on their own: that is where fragments come from.
 """
@@ -20,7 +20,9 @@ from pfscale.simulation.generator import FloatArray, IntArray
 PHOTON, ELECTRON, MUON, CHARGED_HADRON, NEUTRAL_HADRON = 0, 1, 2, 3, 4
 CELL_OFFSET = 2048  # index of the cell at the origin of a signed axis
 MOLIERE_RADIUS = 20.0  # mm, of the sandwich with its gaps
-HADRON_SPOT = 0.05  # GeV
+HADRON_SPOT = 0.05  # GeV, mean
+SPOT_SPREAD = 0.5  # spots are uniform in mean * (1 +- this) ...
+SPOT_VARIANCE = 1.0 + SPOT_SPREAD**2 / 3.0  # ... which raises the variance of their sum by this factor
 NEUTRON_SHARE = 0.12
 
 
@@ -65,7 +67,7 @@ def calorimeter(detector: DetectorModel) -> Calorimeter:
         ecal_x0=detector.ecal_x0,
         ecal_lambda=detector.ecal_lambda,
         ecal_mip=detector.ecal_mip,
-        ecal_spot=detector.ecal_stochastic**2,
+        ecal_spot=detector.ecal_stochastic**2 / SPOT_VARIANCE,
         ecal_constant=detector.ecal_constant,
         gap=detector.hcal_gap,
         hcal_thickness=detector.hcal_thickness,
@@ -74,7 +76,7 @@ def calorimeter(detector: DetectorModel) -> Calorimeter:
         hcal_x0=detector.hcal_x0,
         hcal_lambda=detector.hcal_lambda,
         hcal_mip=detector.hcal_mip,
-        hcal_smear=float(np.sqrt(max(detector.hcal_stochastic**2 - HADRON_SPOT, 0.0))),
+        hcal_smear=float(np.sqrt(max(detector.hcal_stochastic**2 - HADRON_SPOT * SPOT_VARIANCE, 0.0))),
         hcal_constant=detector.hcal_constant,
         ecal_scale=detector.ecal_calibration,
         hcal_scale=detector.hcal_calibration,
@@ -174,6 +176,12 @@ def _radial(rng: np.random.Generator, core: float, tail: float, share: float) ->
 
 
 @njit(cache=True)
+def _spot(rng: np.random.Generator, mean: float) -> float:
+    """The energy of one spot, GeV."""
+    return mean * (1.0 + SPOT_SPREAD * (2.0 * rng.random() - 1.0))
+
+
+@njit(cache=True)
 def _electromagnetic(
     geo: Calorimeter, rng: np.random.Generator, spots: Spots, shower: int, energy: float, is_electron: bool,
     x: float, y: float, z: float, dx: float, dy: float, dz: float,
@@ -189,7 +197,7 @@ def _electromagnetic(
         r = _radial(rng, 0.22 * MOLIERE_RADIUS, 0.8 * MOLIERE_RADIUS, 0.85)
         angle = 2.0 * np.pi * rng.random()
         u, v = r * np.cos(angle), r * np.sin(angle)
-        _add(geo, spots, shower, geo.ecal_spot, x + path * dx + u * ax + v * bx, y + path * dy + u * ay + v * by,
+        _add(geo, spots, shower, _spot(rng, geo.ecal_spot), x + path * dx + u * ax + v * bx, y + path * dy + u * ay + v * by,
              z + path * dz + u * az + v * bz, path)  # fmt: skip
 
 
@@ -245,7 +253,7 @@ def _part(
             across = rng.standard_gamma(2.0) * 70.0
         angle = 2.0 * np.pi * rng.random()
         u, v = across * np.cos(angle), across * np.sin(angle)
-        _add(geo, spots, shower, HADRON_SPOT, x + along * dx + u * ax + v * bx, y + along * dy + u * ay + v * by,
+        _add(geo, spots, shower, _spot(rng, HADRON_SPOT), x + along * dx + u * ax + v * bx, y + along * dy + u * ay + v * by,
              z + along * dz + u * az + v * bz, path + max(along, 0.0))  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from pfscale.simulation.processes import PROCESSES, Process, decay_settings, fin
 BATCH_EVENTS = 100  # events in memory at once; part of the result, because random numbers are drawn batch by batch
 FILE_NAME = re.compile(r"[A-Za-z0-9]+_[A-Za-z0-9]+_\d+_\d+\.edm4hep\.root(\.partial)?")
 MAX_PYTHIA_SEED = 900_000_000
+SIMULATION_VERSION = 1  # raised whenever the same seed would give other events: older files are then not taken for complete ones
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Chunk:
         """The file's `pfscale_metadata`."""
         return {
             "simulation": "builtin",
+            "simulation_version": str(SIMULATION_VERSION),
             "detector": self.detector,
             "process": self.process,
             "higgs_decay": self.higgs_decay or "",

@@ -1,7 +1,9 @@
 """Reconstructed tracks: acceptance, efficiency, and five helix parameters drawn from a full covariance.
 
 The covariance depends on momentum, angle and the radius of the innermost hit; its size and its correlations follow the precise
-tracks of the real CLD event (D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from that covariance, so pulls are 1.
+tracks of the real CLD event (D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from the covariance at their true values; the
+one that is kept is that of the measured values for a hadron, as a fit would give it: it must not tell the truth, nor what is an electron.
+So pulls are 1 but for the curvature of electrons, whose momenta are worse than their errors say.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
 MIN_HITS = 4
 MIN_PT = 0.1
 MAX_EFFICIENCY = 0.99
+ELECTRON_FACTOR = 1.25  # of the constant term of the momentum resolution
 # Correlations of (D0, phi, omega, Z0, tanLambda)
 CORRELATION = np.array(
     [
@@ -36,7 +39,7 @@ DEDX_ERROR = 0.10
 
 @dataclass(frozen=True)
 class Tracks:
-    """Tracks of several events, ordered by event. Shapes: (T,), or as said. Units: mm, rad, GeV, ns."""
+    """Tracks of several events, ordered by event, in descending measured pt. Shapes: (T,), or as said. Units: mm, rad, GeV, ns."""
 
     event: IntArray
     particle: IntArray
@@ -82,14 +85,14 @@ def reconstruct_tracks(
     plateau = MAX_EFFICIENCY * (1.0 - np.exp(-((pt[candidates] / 0.12) ** 2)))
     found = (num_hits >= MIN_HITS) & (rng.random(len(candidates)) < plateau)
     keep = np.flatnonzero(found)
+    radius = np.hypot(first_hit[:, 0], first_hit[:, 1])
+    measured = _measured(true[keep], radius[keep], np.abs(particles.pdg[candidates[keep]]) == 11, detector, rng)
+    # In the order of the particles, neighbours would be siblings and the first tracks those of the hard process.
+    by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[candidates[keep]]))
+    keep, measured = keep[by_pt], measured[by_pt]
     index = candidates[keep]
     true, num_hits, first_hit, first_arc = true[keep], num_hits[keep], first_hit[keep], first_arc[keep] + arcs_to_origin[keep]
-    sigma = _resolutions(
-        pt[index], eta[index], np.hypot(first_hit[:, 0], first_hit[:, 1]), true[:, 2], np.abs(particles.pdg[index]) == 11, detector
-    )
-    noise = rng.standard_normal((len(index), 5)) @ np.linalg.cholesky(CORRELATION).T
-    measured = true + sigma * noise
-    measured[:, 1] = (measured[:, 1] + np.pi) % (2 * np.pi) - np.pi
+    sigma = _resolutions(measured, radius[keep], 1.0, detector)
     covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
     ndf = 2 * num_hits - 5
     position, phi_change = _at_calorimeter(arc[index], measured, arcs_to_origin[keep])
@@ -164,14 +167,24 @@ def _hits(
     return counts, first, arcs
 
 
-def _resolutions(
-    pt: FloatArray, eta: FloatArray, radius: FloatArray, omega: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel
+def _measured(
+    true: FloatArray, radius: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel, rng: np.random.Generator
 ) -> FloatArray:
-    """Standard deviations (n, 5) of (D0, phi, omega, Z0, tanLambda); `radius` is that of the innermost hit."""
+    """Helix parameters (n, 5) drawn around the true ones; `radius` is that of the innermost hit."""
+    sigma = _resolutions(true, radius, np.where(is_electron, ELECTRON_FACTOR, 1.0), detector)
+    measured: FloatArray = true + sigma * (rng.standard_normal((len(true), 5)) @ np.linalg.cholesky(CORRELATION).T)
+    measured[:, 1] = (measured[:, 1] + np.pi) % (2 * np.pi) - np.pi
+    return measured
+
+
+def _resolutions(parameters: FloatArray, radius: FloatArray, constant_factor: float | FloatArray, detector: DetectorModel) -> FloatArray:
+    """Standard deviations (n, 5) of helix parameters (n, 5); `radius` is that of the innermost hit."""
+    omega, tan_lambda = parameters[:, 2], parameters[:, 4]
+    pt, eta = CURVATURE * detector.b_field / np.abs(omega), np.arcsinh(tan_lambda)
     bins = detector.momentum_resolution
     which = np.searchsorted([b.eta_max for b in bins[:-1]], np.abs(eta), side="right")
     slope = np.array([b.slope for b in bins])[which]
-    constant = np.array([b.constant for b in bins])[which] * np.where(is_electron, 1.25, 1.0)
+    constant = np.array([b.constant for b in bins])[which] * constant_factor
     momentum = pt * np.cosh(eta)
     sin_theta = 1.0 / np.cosh(eta)
     lever = np.maximum(radius / detector.barrel_layers[0][0], 1.0)

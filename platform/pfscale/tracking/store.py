@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pfscale.errors import TrackingError
+from pfscale.ray_cluster import is_job_copy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,6 @@ SERVER_TIMEOUT_S = 5.0
 OTHER_FILE = "choose another file in run.tracking_uri"
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
-_JOB_PACKAGE = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working_dir; deleted with the job
 
 
 def resolve_uri(uri: str) -> str:
@@ -54,7 +54,7 @@ def resolve_uri(uri: str) -> str:
         raise TrackingError(
             "an in-memory database would forget every run", where=shown(uri), hint="use run.tracking_uri=sqlite:///mlflow.db"
         )
-    if not Path(path).is_absolute() and _JOB_PACKAGE in str(Path.cwd()):
+    if not Path(path).is_absolute() and is_job_copy():
         raise TrackingError(
             "a relative path inside a submitted job is deleted with the job",
             where=shown(uri),

@@ -122,6 +122,9 @@ class DeepSpeedEngine:
 
     def __init__(self, config: DeepSpeedEngineConfig, module: nn.Module, optimisation: OptimisationConfig) -> None:
         deepspeed = _import_deepspeed()
+        if not dist.is_initialized():  # in the calling process, without Ray: a world of one, which DeepSpeed adopts
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")
         self.zero_stage = config.zero_stage
         optimizer = optimizer_for(module, optimisation)
         self.engine: Any

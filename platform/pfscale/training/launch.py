@@ -18,7 +18,7 @@ from pfscale.config import RunConfig, dump_yaml
 from pfscale.errors import ResourceError
 from pfscale.models.bundle import load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
-from pfscale.ray_cluster import ray_cluster, require_cpus
+from pfscale.ray_cluster import is_job_copy, ray_cluster, require_cpus
 from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.registry import ModelVersion, register_model
@@ -74,8 +74,10 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
         logger.log_config(dump_yaml(config))
         logger.log_json(manifest.model_dump(mode="json"), "manifest.json")
         logger.log_params({**_flat(config.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
+        # Workers start in folders of their own.
+        data = config.data.model_copy(update={"shards": str(Path(config.data.shards).resolve())})
         inputs = LoopInputs(
-            config=config,
+            config=config.model_copy(update={"data": data}),
             model=launch.model,
             tracker=tracker,
             run_id=logger.run_id,
@@ -97,6 +99,7 @@ def finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInde
     bundle = load_bundle(bundle_folder)
     members = select_events(index, "validation")[:_PHYSICS_EVENTS]
     metrics = {"validation_loss": state["best_loss"], "best_step": float(state["best_step"])}
+    metrics["num_train_events"] = float(bundle.card["num_train_events"])
     if len(members):
         evaluation = evaluate_bundle(bundle, index, members, title=f"{launch.name} on {len(members)} validation events")
         metrics |= evaluation.metrics
@@ -126,10 +129,16 @@ def storage_folder(run: RunConfig) -> Path:
     """The local folder of a run section's storage.
 
     Raises:
-        ResourceError: a remote address; only folders that all nodes share are supported so far.
+        ResourceError: a remote address (only folders that all nodes share are supported so far), or a relative one inside a job.
     """
     if "://" in run.storage:
         raise ResourceError("run.storage must be a folder", where=run.storage, hint="give a folder that every node can reach")
+    if not Path(run.storage).is_absolute() and is_job_copy():
+        raise ResourceError(
+            "a relative path inside a submitted job is deleted with the job",
+            where=run.storage,
+            hint="run.storage=$PWD/runs, an absolute path",
+        )
     return Path(run.storage).resolve()
 
 
@@ -245,7 +254,7 @@ def _card(launch: Launch, index: EventIndex, state: dict[str, Any]) -> dict[str,
         "verb": launch.verb,
         "task": launch.config.task.model_dump(mode="json"),
         "best_step": state["best_step"],
-        "num_events": launch.config.data.num_events or len(select_events(index, "train")),
+        "num_train_events": launch.config.data.num_events or len(select_events(index, "train")),
         "pfscale": __version__,
     }
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pfscale.config import Config, RunConfig, load_config
+from pfscale.config import Config, load_config
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
 
 if TYPE_CHECKING:
     from pfscale.training.run import Run
 
 INTERRUPTED, UNEXPECTED, QUARANTINED = 130, 1, 3
-DEFAULT_TRACKING_URI = str(RunConfig.model_fields["tracking_uri"].default)
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 app = typer.Typer(
     name="pfscale",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +31,12 @@ class Config(BaseModel):
 class RunConfig(Config):
     """Where and with what a run executes; none of it changes the result, so none of it is in the fingerprint."""
 
-    name: str = Field("", description="name of the run; empty: <verb>-<fingerprint>")
-    storage: str = Field("runs", description="folder or fsspec URL for checkpoints; shared by all nodes")
-    tracking_uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking and registry URI")
+    name: str = Field("", pattern=r"^[\w.-]*$", description="name of the run, before its fingerprint; empty: the verb")
+    storage: str = Field("runs", description="folder for checkpoints, shared by all nodes")
+    tracking_uri: str = Field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
+        description="MLflow tracking and registry URI; default: MLFLOW_TRACKING_URI where it is set",
+    )
     experiment: str = Field("pfscale", description="MLflow experiment")
     num_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in the calling process")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
@@ -42,9 +46,9 @@ class RunConfig(Config):
     log_every: int = Field(10, ge=1, description="steps between two points in MLflow")
 
 
-def runtime(default: Any = ..., *, description: str) -> Any:
+def runtime(default: Any = ..., *, description: str, **constraints: Any) -> Any:
     """A field that says where things are, not what they are (a folder, say): left out of the fingerprint."""
-    return Field(default, description=description, json_schema_extra={"runtime": True})
+    return Field(default, description=description, json_schema_extra={"runtime": True}, **constraints)
 
 
 def fingerprint(config: Config, **content: str) -> str:
@@ -83,44 +87,14 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
     for override in overrides:
         _apply_override(values, origins, override)
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(_with_default_kinds(cls, values))
     except ValidationError as error:
         raise ConfigError(_describe(cls, error, origins), hint="all keys with their defaults: pfscale config show VERB") from None
-
-
-def with_overrides(config: C, overrides: Mapping[str, Any]) -> C:
-    """A copy of `config` with dotted keys replaced and everything validated again.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    lines = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    values = config.model_dump(mode="json")
-    origins: dict[KeyPath, str] = {}
-    for line in lines:
-        _apply_override(values, origins, line)
-    try:
-        return type(config).model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_describe(type(config), error, origins)) from None
 
 
 def dump_yaml(config: Config) -> str:
     """The resolved config as YAML text that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def describe_fields(cls: type[Config], *, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, default, description) of every field of `cls`, nested ones included; unions show their tag's choices."""
-    rows: list[tuple[str, str, str]] = []
-    for name, info in cls.model_fields.items():
-        annotation = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            rows += describe_fields(annotation, prefix=f"{prefix}{name}.")
-            continue
-        default = "(required)" if info.is_required() else str(info.get_default(call_default_factory=True))
-        rows.append((f"{prefix}{name}", default, info.description or ""))
-    return rows
 
 
 def _load_yaml(path: Path, *, allow_base: bool) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -187,22 +161,34 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
         child = node.get(part)
         node[part] = child = dict(child) if isinstance(child, dict) else {}
         node = child
-    if path[-1] == "kind" and node.get("kind") != value:
-        node.clear()
+    if path[-1] == "kind" and node.get("kind", value) != value:
+        node.clear()  # another kind has other fields
     node[path[-1]] = value
     origins[path] = f"command line ({override})"
+
+
+def _with_default_kinds(cls: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the default's `kind` wherever a tagged union is given without one: `engine.zero_stage=2` needs no `engine.kind`."""
+    filled = dict(values)
+    for name, info in cls.model_fields.items():
+        given, default = filled.get(name), info.get_default(call_default_factory=True)
+        if isinstance(given, dict) and isinstance(default, BaseModel):
+            if _union_members(info.annotation) and "kind" not in given:
+                given = {"kind": default.kind, **given}  # type: ignore[attr-defined]
+            filled[name] = _with_default_kinds(type(default), given)
+    return filled
 
 
 def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, str]) -> str:
     """Every mistake on its own line: origin, key, what is wrong, what is allowed."""
     lines = []
     for item in error.errors(include_url=False):
-        loc = tuple(item["loc"])
-        shown = ".".join(str(part) for part in loc)
-        where = next((origins[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in origins), None)
+        key, holder = _locate(cls, tuple(item["loc"]))
+        shown = ".".join(str(part) for part in key)
+        where = next((origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins), None)
         if item["type"] == "extra_forbidden":
-            siblings = _keys_at(cls, loc[:-1])
-            near = closest(str(loc[-1]), siblings, count=1)
+            siblings = sorted(holder.model_fields)
+            near = closest(str(key[-1]), siblings, count=1)
             text = f"unknown key '{shown}'" + (f", did you mean '{near[0]}'?" if near else f"; known: {', '.join(siblings)}")
         else:
             text = f"{shown}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item.get('input')!r})"
@@ -211,23 +197,23 @@ def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, 
     return "\n".join([f"{count} mistake{'s' if count > 1 else ''} in the config", *(f"  {line}" for line in lines)])
 
 
-def _keys_at(cls: type[Config], loc: KeyPath) -> list[str]:
-    """The field names of the config class that sits at `loc` below `cls`; inside a tagged union, of the chosen member."""
-    current: Any = cls
-    for part in loc:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-        info = current.model_fields.get(str(part))
-        if info is not None:
-            current = info.annotation
-            members = _union_members(current)
-            if members:
-                remaining = loc[loc.index(part) + 1 :]
-                tag = remaining[0] if remaining else None
-                current = next((m for m in members if m.model_fields["kind"].default == tag), members[0])
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return sorted(current.model_fields)
-    return []
+def _locate(cls: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseModel]]:
+    """(the key as the user writes it, the config class that holds it): pydantic's path also names the chosen kinds of tagged unions."""
+    holder: type[BaseModel] = cls
+    members: list[type[BaseModel]] = []
+    key: list[str | int] = []
+    for depth, part in enumerate(loc):
+        if members:
+            holder = next((m for m in members if m.model_fields["kind"].default == part), members[0])
+            members = []
+            continue
+        key.append(part)
+        info = holder.model_fields.get(str(part))
+        annotation = info.annotation if info is not None else None
+        members = _union_members(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and depth < len(loc) - 1:
+            holder = annotation
+    return tuple(key), holder
 
 
 def _union_members(annotation: Any) -> list[type[BaseModel]]:

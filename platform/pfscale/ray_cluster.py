@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pfscale.errors import ResourceError
 
+_CONNECT_SECONDS = 3.0
 _JOB_PACKAGE = "runtime_resources/working_dir_files"  # where Ray unpacks a job's working_dir
 
 
@@ -30,34 +32,49 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False)
-        else:
-            ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as error:
-        first = str(error).splitlines()[0]
-        raise ResourceError(f"no Ray cluster answers: {first}", where=address, hint="unset RAY_ADDRESS to run on this machine") from None
+    if address:
+        _connect(address)
+    else:
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def require_cpus(needed: float, *, what: str) -> None:
-    """Checks that the cluster has the CPUs; Ray itself would wait for ever without a word.
+def _connect(address: str) -> None:
+    """Connects to a running cluster; an address at which nothing listens is told at once, Ray would try for minutes."""
+    import ray
+
+    hint = "RAY_ADDRESS is host:port of the head (port 6379 by default), or unset it to run on this machine"
+    host, _, port = address.rpartition(":")
+    if address != "auto" and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ResourceError(f"no Ray cluster answers ({error})", where=address, hint=hint) from None
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ResourceError(f"no Ray cluster answers: {str(error).splitlines()[0]}", where=address, hint=hint) from None
+
+
+def require_resources(bundle: Mapping[str, float], count: int, *, hint: str) -> None:
+    """Checks that the cluster's nodes have room for `count` workers with the resources `bundle` each; Ray would wait for ever in silence.
 
     Raises:
-        ResourceError: it has fewer.
+        ResourceError: they have not, even if nothing else ran.
     """
     import ray
 
-    available = float(ray.cluster_resources().get("CPU", 0))
-    if needed > available:
-        raise ResourceError(
-            f"{what} needs {needed:g} CPUs, the cluster has {available:g}",
-            hint=f"lower run.num_workers or run.cpus_per_worker to fit {available:g}",
-        )
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            room += min(int(float(node["Resources"].get(name, 0)) / amount + 1e-6) for name, amount in bundle.items())
+    if room < count:
+        each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+        has = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in bundle)
+        raise ResourceError(f"{count} workers of {each} each do not fit into the cluster (in all: {has})", hint=hint)
 
 
 def is_job_copy() -> bool:

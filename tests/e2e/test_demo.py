@@ -24,7 +24,15 @@ def test_the_demo_runs_the_whole_chain_and_goes_on_where_it_was(tmp_path: Path) 
     text = printed.getvalue()
     names = {version.name for version in list_models(f"sqlite:///{tmp_path}/demo/mlflow.db")}
     assert names == {"mlpf-clic", "mlpf-cld", "missing-momentum-cld"}
-    for row in ("CLIC pre-trained", "CLD zero-shot", "CLD scratch, 20 events", "CLD full, 60 events", "truth targets", "missing-momentum head", "mlflow ui"):
+    for row in (
+        "CLIC pre-trained",
+        "CLD zero-shot",
+        "CLD scratch, 20 events",
+        "CLD full, 60 events",
+        "truth targets",
+        "missing-momentum head",
+        "mlflow ui",
+    ):
         assert row in text
     assert result.num_candidates is not None
     assert {p.suffix for p in (tmp_path / "demo" / "figures").iterdir()} == {".png", ".json"}

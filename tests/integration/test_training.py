@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
 from pfscale.config import RunConfig, dump_yaml
-from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, TrainingError
+from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, ShardError, TrainingError
 from pfscale.models.bundle import load_bundle
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
-from pfscale.training.downstream import DownstreamConfig, downstream
+from pfscale.training.downstream import DownstreamConfig, downstream, load_head
 from pfscale.training.finetune import FinetuneConfig, finetune
 from pfscale.training.pretrain import PretrainConfig, pretrain
 from pfscale.training.run import Run
+from pfscale.training.storage import claimed
 
 MODEL = MlpfConfig(width=16, num_layers=1, num_heads=2, dropout=0.1)
 Shards = Callable[..., Path]
@@ -103,6 +105,97 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
     assert resumed.history == unbroken.history
 
 
+def test_an_interrupted_training_of_heads_is_exact_too(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a frozen encoder whose dropout is on until the first evaluation, and off after a resume."""
+    from pfscale.training import loop
+
+    pretrain(config(make_shards(), run_config))
+    cld = make_shards(200, seed=2, detector="cld", smear=0.1)
+
+    def heads(run: RunConfig) -> Run:
+        few = OptimisationConfig(num_steps=20, evaluate_every=8)
+        data = DataConfig(shards=str(cld), tokens_per_step=512, num_validation_events=None)
+        return finetune(FinetuneConfig(mode="heads", engine=TorchEngineConfig(), optimisation=few, data=data, checkpoint_every=3, run=run))
+
+    unbroken = heads(run_config.model_copy(update={"storage": str(tmp_path / "other")}))
+    check, steps = loop._check_finite, iter(range(10_000))
+
+    def kill(*args: object, **kwargs: object) -> None:
+        if next(steps) == 13:
+            raise Killed
+        check(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_check_finite", kill)
+    with pytest.raises(Killed):
+        heads(run_config)
+    resumed = heads(run_config)
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(unbroken).items())
+
+
+def test_a_reused_name_is_another_run(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches old weights registered under a new config because somebody chose the same name twice."""
+    named = run_config.model_copy(update={"name": "mine"})
+    first = pretrain(config(make_shards(), named))
+    second = pretrain(config(make_shards(), named, seed=2))
+    assert not second.resumed
+    assert any(not torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+
+
+def test_a_backbone_is_known_by_its_weights(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a transfer that counts as finished although the model in the backbone's place is another one."""
+    cld = make_shards(200, seed=2, detector="cld", smear=0.1)
+    found = []
+    for seed in (1, 2):
+        backbone = pretrain(config(make_shards(), run_config, seed=seed)).checkpoint
+        assert backbone is not None
+        shutil.copytree(backbone, tmp_path / "backbone", dirs_exist_ok=True)
+        few = OptimisationConfig(num_steps=4, evaluate_every=4)
+        wanted = {"engine": TorchEngineConfig(), "optimisation": few, "data": DataConfig(shards=str(cld)), "run": run_config}
+        found.append([finetune(FinetuneConfig(backbone=str(tmp_path / "backbone"), mode=mode, **wanted)) for mode in ("full", "scratch")])  # type: ignore[arg-type]
+    assert not found[1][0].resumed
+    assert found[1][1].resumed  # `scratch` takes the architecture only
+
+
+def test_a_finished_run_can_be_registered_later(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches `register_as` that is ignored because the training itself is done."""
+    assert pretrain(config(make_shards(), run_config, register_as="")).model is None
+    later = pretrain(config(make_shards(), run_config, register_as="my-model"))
+    assert later.resumed
+    assert later.model is not None
+    assert later.model.uri == "models:/my-model/1"
+
+
+def test_a_run_belongs_to_one_process_and_one_number_of_workers(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches two processes in one folder, and ZeRO checkpoints cut for other workers."""
+    finished = pretrain(config(make_shards(), run_config, register_as=""))
+    assert finished.checkpoint is not None
+    folder = finished.checkpoint.parent
+    with claimed(folder), pytest.raises(ResourceError, match="in progress"):
+        pretrain(config(make_shards(), run_config, register_as=""))
+    (folder / "run.json").unlink()
+    with pytest.raises(TrainingError, match="num_workers=0"):
+        pretrain(config(make_shards(), run_config.model_copy(update={"num_workers": 1}), register_as=""))
+
+
+def test_a_validation_loss_that_is_not_finite_registers_nothing(
+    make_shards: Shards, run_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches untrained weights that are registered because no evaluation was ever the best."""
+    from pfscale.training import loop
+
+    monkeypatch.setattr(loop, "evaluate_loss", lambda *_args, **_kwargs: {"loss": float("nan")})
+    with pytest.raises(TrainingError, match="validation loss"):
+        pretrain(config(make_shards(), run_config))
+
+
+def test_a_data_set_without_validation_or_training_events_is_refused(make_shards: Shards, run_config: RunConfig) -> None:
+    """Catches an endless loop over no events, and a best model chosen by a loss of nothing."""
+    with pytest.raises(NotEnoughDataError, match="no validation events"):
+        pretrain(config(make_shards(7), run_config))
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_events(make_shards: Shards, run_config: RunConfig) -> None:
     """Catches a NaN that is trained through, or replaced."""
     wild = OptimisationConfig(num_steps=200, learning_rate=1e18, clip_norm=1e30, warmup_fraction=0)
@@ -149,6 +242,10 @@ def test_a_linear_layer_on_latents_is_not_worse_than_the_plain_sum(make_shards: 
         run.metrics[k] for k in ("latents_linear/met_resolution", "plain_sum/met_resolution", "plain_sum/met_resolution_error")
     )
     assert linear < plain + 2 * error
+    assert run.checkpoint is not None
+    assert load_head(run.checkpoint).weight.shape == (1, MODEL.width + 1)
+    with pytest.raises(ShardError, match="trained on clic"):
+        downstream(DownstreamConfig(backbone="mlpf-clic@candidate", shards=str(make_shards(detector="cld")), run=run_config))
 
 
 def test_mistakes_are_found_before_anything_starts(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
@@ -159,12 +256,26 @@ def test_mistakes_are_found_before_anything_starts(make_shards: Shards, run_conf
     with pytest.raises(ModelNotFoundError, match="mlpf-nowhere"):
         finetune(FinetuneConfig(backbone="models:/mlpf-nowhere@candidate", data=DataConfig(shards=str(shards)), run=run_config))
     assert not (tmp_path / "runs").exists()
+    with pytest.raises(ValidationError, match="gradient_clipping"):
+        DeepSpeedEngineConfig(options={"gradient_clipping": 2.0})
 
 
 def test_more_workers_than_cpus_is_an_error_not_a_hang(make_shards: Shards, run_config: RunConfig) -> None:
     """Catches Ray's silence: it would wait for CPUs for ever."""
-    with pytest.raises(ResourceError, match="CPUs"):
+    with pytest.raises(ResourceError, match="500 workers"):
         pretrain(config(make_shards(), run_config.model_copy(update={"num_workers": 500})))
+    with pytest.raises(ResourceError, match="1 GPU"):
+        pretrain(config(make_shards(), run_config.model_copy(update={"num_workers": 1, "use_gpu": True}), seed=2))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "nonsense"])
+def test_a_cluster_that_is_not_there_is_an_error_not_a_hang(
+    make_shards: Shards, run_config: RunConfig, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Catches minutes of retries, and the address for `ray job submit` in the wrong place."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ResourceError, match="no Ray cluster"):
+        pretrain(config(make_shards(), run_config.model_copy(update={"num_workers": 1})))
 
 
 def test_workers_and_engines_give_the_same_loss_trace(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:

@@ -340,3 +340,15 @@ def test_readme_shows_the_schema_s_columns() -> None:
         assert f"### `{column}`" in text
         for leaf in fields:
             assert f"| `{leaf.name}` | {leaf.dtype} | {leaf.unit} |" in text
+
+
+def test_file_of_another_detector_is_refused() -> None:
+    """Catches momenta that are wrong by a factor of two throughout because CLD's file was read with CLIC's field."""
+    with pytest.raises(InputFileError, match="4 T of 'clic'") as caught:
+        extract(CLD, "clic")
+    assert "--detector" in str(caught.value.hint)
+
+
+def test_energy_loss_of_nothing_is_missing(cld_event: dict[str, Any]) -> None:
+    """Catches 0 +- 0 taken for a measurement: its logarithm is far from that of every measured one."""
+    assert all(math.isnan(track["dedx"]) and math.isnan(track["dedx_error"]) for track in cld_event["track"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pfscale.errors import InputFileError
 from pfscale.models.batch import Batch, collate
-from pfscale.models.bundle import load_bundle, save_bundle
+from pfscale.models.bundle import MLPF_KIND, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig, MlpfOutputs
 from pfscale.shards.ragged import RaggedEvents, from_arrow
 from pfscale.tasks.reconstruction import LOSS_TERMS, ReconstructionConfig, loss_terms, momentum, predict, target_candidates
@@ -70,8 +70,9 @@ def test_permuting_elements_permutes_predictions(events: RaggedEvents, model: Ml
 def test_energy_is_never_below_momentum(events: RaggedEvents, model: Mlpf) -> None:
     """Catches an energy head that may predict tachyons."""
     batch = collate(events, np.arange(events.num_events))
+    batch.features_BNF[0, 0, 1] = 20.0  # an element on the beam axis
     four = momentum(run(model, batch), batch)
-    p = four.pt * torch.cosh(four.eta)
+    p = torch.hypot(four.pt, four.pt * torch.sinh(four.eta))
     assert bool((four.energy[batch.mask_BN] >= p[batch.mask_BN] * (1 - 1e-6)).all())
     norm = torch.hypot(four.sin_phi, four.cos_phi)[batch.mask_BN]
     torch.testing.assert_close(norm, torch.ones_like(norm))
@@ -105,8 +106,10 @@ def test_an_event_without_elements_gives_nothing(model: Mlpf, events: RaggedEven
     assert empty.num_events == 0
     features = torch.zeros(2, 3, 16)
     mask = torch.tensor([[False] * 3, [True] * 3])
-    outputs = model(features, torch.zeros(2, 3, dtype=torch.bool), mask)
+    batch = Batch(features, torch.zeros(2, 3, dtype=torch.bool), mask, {}, torch.tensor([0, 1]))
+    outputs = run(model, batch)
     assert all(bool(torch.isfinite(value).all()) for value in fields(outputs).values())
+    assert set(predict(outputs, batch, ReconstructionConfig(threshold=1e-9)).event) == {1}
 
 
 def test_missing_features_do_not_spread(events: RaggedEvents, model: Mlpf) -> None:
@@ -117,6 +120,28 @@ def test_missing_features_do_not_spread(events: RaggedEvents, model: Mlpf) -> No
     sum(loss_terms(outputs, batch, ReconstructionConfig()).values()).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     model.zero_grad()
+
+
+def test_a_feature_that_only_other_data_lack_does_no_harm(events: RaggedEvents) -> None:
+    """Catches untrained weights of a missing flag: dE/dx is in built-in files, and not in some real ones."""
+    fresh = Mlpf(CONFIG).eval()
+    complete = collate(events, np.arange(4))
+    at_mean = torch.where(complete.features_BNF.isnan(), 0.0, complete.features_BNF)
+    fresh.encoder.standardise.fit(at_mean[complete.mask_BN].numpy(), complete.is_track_BN[complete.mask_BN].numpy())
+    flags_up = fresh.encoder.standardise(complete.features_BNF, complete.is_track_BN)[1]
+    assert bool(flags_up.any())
+    first = fresh.encoder.embed_track[0]
+    assert not first.weight[:, flags_up.shape[-1] :].any()  # type: ignore[operator, index]
+
+
+def test_a_charged_particle_without_its_track_is_a_neutral_candidate(events: RaggedEvents) -> None:
+    """Catches candidates such as a charged K0_L: class and charge of a target must agree."""
+    targets = {name: values.copy() for name, values in events.targets.items()}
+    targets["charge"][targets["class"] == 2] = -1
+    element = np.arange(len(events.is_track)) - np.repeat(events.offsets[:-1], events.lengths)
+    found = target_candidates(event=events.event, element_index=element, is_track=events.is_track, targets=targets)
+    assert (found.charge[found.pdg == 130] == 0).all()
+    assert not (found.pdg == -130).any()
 
 
 def test_standardised_training_features_have_mean_0_and_width_1(events: RaggedEvents, model: Mlpf) -> None:
@@ -166,18 +191,24 @@ def test_candidates_of_perfect_logits_are_the_targets(events: RaggedEvents) -> N
 
 def test_a_bundle_gives_the_same_model_back(tmp_path, events: RaggedEvents, model: Mlpf) -> None:
     """Catches a bundle that leaves out a part of the state, the normalisation above all."""
-    save_bundle(tmp_path / "model", CONFIG, model.state_dict(), {"detector": "clic"})
+    save_bundle(tmp_path / "model", CONFIG, model.state_dict(), {"kind": MLPF_KIND, "detector": "clic"})
     loaded = load_bundle(tmp_path / "model")
     batch = collate(events, np.arange(5))
-    assert loaded.card == {"detector": "clic"}
+    assert loaded.card["detector"] == "clic"
     for name, value in fields(run(loaded.model, batch)).items():
         torch.testing.assert_close(value, fields(run(model, batch))[name], rtol=0, atol=0, msg=name)
 
 
 def test_a_bundle_that_does_not_fit_is_refused(tmp_path, model: Mlpf) -> None:
     """Catches weights of another size loaded in part."""
-    save_bundle(tmp_path / "model", MlpfConfig(width=64, num_layers=2), model.state_dict(), {})
+    save_bundle(tmp_path / "model", MlpfConfig(width=64, num_layers=2), model.state_dict(), {"kind": MLPF_KIND})
     with pytest.raises(InputFileError, match="do not fit"):
+        load_bundle(tmp_path / "model")
+    save_bundle(tmp_path / "head", CONFIG, model.state_dict(), {"kind": "missing_momentum"})
+    with pytest.raises(InputFileError, match="missing_momentum"):
+        load_bundle(tmp_path / "head")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(InputFileError, match="damaged"):
         load_bundle(tmp_path / "model")
     with pytest.raises(InputFileError, match=r"model\.safetensors"):
         load_bundle(tmp_path)

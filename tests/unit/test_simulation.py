@@ -60,8 +60,9 @@ def test_same_generator_events_in_both_detectors(monkeypatch: pytest.MonkeyPatch
 
     from pfscale.simulation import detectors
 
-    same_energy = replace(detectors.DETECTORS["cld"], sqrt_s=detectors.DETECTORS["clic"].sqrt_s, crossing_angle=0.020, beam_sigma=(0, 0, 0))
-    clic = replace(detectors.DETECTORS["clic"], beam_sigma=(0, 0, 0))
+    point = MappingProxyType({380.0: (0.0, 0.0, 0.0)})
+    same_energy = replace(detectors.DETECTORS["cld"], sqrt_s=detectors.DETECTORS["clic"].sqrt_s, crossing_angle=0.020, beam_sigma=point)
+    clic = replace(detectors.DETECTORS["clic"], beam_sigma=point)
     monkeypatch.setattr(detectors, "DETECTORS", MappingProxyType({"clic": clic, "cld": same_energy}))
     files = [simulate(detector=name, process="qq", num_events=3, seed=1, output=tmp_path / name)[0] for name in ("clic", "cld")]
     a, b = (_contents(f) for f in files)
@@ -225,3 +226,12 @@ def test_missing_pythia_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ResourceError, match=r"pfscale\[sim\]"):
         simulate(detector="clic", process="ttbar", num_events=1, seed=1, output=tmp_path)
+
+
+def test_files_of_another_version_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: old events that are silently kept beside new ones after the simulation has changed."""
+    settings = {"detector": "clic", "process": "qq", "num_events": 1, "seed": 2, "output": tmp_path}
+    simulate(**settings)
+    monkeypatch.setattr("pfscale.simulation.simulate.SIMULATION_VERSION", -1)
+    with pytest.raises(OutputExistsError, match="simulation_version"):
+        simulate(**settings)

@@ -156,3 +156,57 @@ def test_shallower_calorimeter_leaks_more() -> None:
         events = detector_response(particle_gun(130, 0.4976, 0, np.full(150, 80.0)), model, np.random.default_rng(3))
         response.append(events.hits.energy.sum() / (150 * 80.0))
     assert response[1] < response[0] - 0.1
+
+
+def test_tracks_are_not_in_the_order_of_their_particles(ttbar) -> None:
+    """Catches: truth in the order of a collection: siblings side by side, the hard process first."""
+    tracks = ttbar.tracks
+    same_event = np.diff(tracks.event) == 0
+    assert (np.diff(np.abs(tracks.parameters[:, 2]))[same_event] >= 0).all()
+    for owner in (tracks.particle, _largest_particle(ttbar)):
+        event = ttbar.particles.event[owner]
+        ascends = (np.diff(owner) > 0)[np.diff(event) == 0]
+        assert ascends.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def _largest_particle(events) -> np.ndarray:
+    """The particle that left most of each cluster's first hit."""
+    first_hit = events.clusters.member[np.cumsum(events.clusters.num_hits) - events.clusters.num_hits]
+    order = np.lexsort((events.hits.link_energy, events.hits.link_hit))
+    owner = np.empty(len(events.hits.energy), np.int64)
+    owner[events.hits.link_hit[order]] = events.hits.link_particle[order]
+    return owner[first_hit]
+
+
+def test_energies_do_not_spell_what_showered() -> None:
+    """Catches: showers of equal deposits: photons' energies were multiples of one number, neutral hadrons' of another."""
+    for pdg, mass in ((22, 0.0), (130, 0.4976)):
+        rng = np.random.default_rng(4)
+        energy = np.round(detector_response(particle_gun(pdg, mass, 0, np.full(400, 2.0)), DETECTORS["clic"], rng).clusters.energy, 6)
+        assert len(energy) > 300
+        assert len(np.unique(energy)) > 0.98 * len(energy)
+
+
+def test_covariance_says_no_more_than_the_measurement() -> None:
+    """Catches: errors computed from the true momentum, or with the truth about electrons: a network would read both off."""
+    curvature, relative_error = [], []
+    for pdg, mass in ((13, 0.1057), (11, 0.000511)):
+        rng = np.random.default_rng(1)
+        no_material = replace(DETECTORS["clic"], tracker_x0=0.0, tracker_lambda=0.0)
+        tracks = detector_response(particle_gun(pdg, mass, -1, rng.uniform(0.5, 10, 2000)), no_material, rng).tracks
+        central = np.abs(np.arcsinh(tracks.parameters[:, 4])) < 0.18  # one bin of the table of resolutions
+        curvature.append(np.abs(tracks.parameters[central, 2]))
+        relative_error.append(np.sqrt(tracks.covariance[central, 5]) / curvature[-1])
+    order = np.argsort(np.concatenate(curvature))
+    assert len(order) > 400
+    assert (np.diff(np.concatenate(relative_error)[order]) <= 1e-12).all(), "not a function of the measured curvature alone"
+
+
+def test_every_energy_has_its_luminous_region() -> None:
+    """Catches: events at 365 GeV from the beam spot of 240 GeV, a third as wide; an energy that has none."""
+    for detector in DETECTORS.values():
+        assert set(detector.sqrt_s.values()) == set(detector.beam_sigma)
+    for process, width in (("ttbar", 0.027), ("ZH", 0.010)):
+        particles = sample(DETECTORS["cld"], process, None, None, 200).particles
+        first = np.searchsorted(particles.event, np.arange(200))
+        assert particles.vertex[first, 0].std() == pytest.approx(width, rel=0.2)

@@ -66,6 +66,12 @@ class Detector:
     baseline: str | None = "PandoraPFOs"
     header: str = "EventHeader"
 
+    @property
+    def required(self) -> dict[str, str]:
+        """Collections without which no event can be made, with what each is needed for."""
+        hits = {c.name: "the hits of clusters" for c in self.calo_hits if c.required}
+        return {self.particles: "truth", self.tracks: "tracks", self.clusters: "clusters", **hits}
+
 
 SILICON_TRACKER = (
     TrackerChain("ITrackerHits", "InnerTrackerBarrelHitsRelations", "InnerTrackerBarrelCollection"),

@@ -30,6 +30,8 @@ def track_features(chunk: EventChunk) -> dict[str, NDArray]:
     for values, name in ((dedx, "value"), (dedx_error, "error")):
         if len(chunk.dqdx_track):
             values[chunk.dqdx_track[has_track]] = chunk.dqdx[name][has_track]
+    not_measured = (dedx == 0) & (dedx_error == 0)  # what CLD's reconstruction writes where it has none
+    dedx[not_measured] = dedx_error[not_measured] = np.nan
     features = {
         "pt": pt,
         "eta": np.arcsinh(at["tanLambda"]),

@@ -29,6 +29,8 @@ from pfscale.edm4hep.truth import Truth, associate
 from pfscale.errors import InputFileError
 
 MAX_CLOSURE_ERROR = 1e-6  # of the visible energy; more is a bug in the truth, or sums that overflow
+MOMENTUM_RATIO = (0.7, 1.4)  # of tracks to the particles that they carry, median: outside, the field is not the file's
+MIN_TRACKS_FOR_RATIO = 10
 NO_VISIBLE_PARTICLE = "no visible particle"
 Indices = NDArray[np.int64]
 
@@ -108,6 +110,7 @@ def _with_truth(chunk: EventChunk, columns: dict[str, Column]) -> ExtractedEvent
         ),
         "gen_met": Column(gen_missing_momentum(particles, truth, num_events=num_events)),
     }
+    _check_field(chunk, columns, good)
     account = energy_account(particles, truth, event_of_element, num_events=num_events)
     _check_closure(chunk, account, good)
     visible_in_event = np.bincount(event_of_visible, minlength=num_events)
@@ -119,6 +122,23 @@ def _with_truth(chunk: EventChunk, columns: dict[str, Column]) -> ExtractedEvent
         account=account,
         **_counts(truth, good[event_of_visible]),
     )
+
+
+def _check_field(chunk: EventChunk, columns: Mapping[str, Column], good: NDArray[np.bool_]) -> None:
+    """Checks that tracks have the momenta of their particles: the field is in our table, not in the file, so nothing else would notice.
+
+    Raises:
+        InputFileError: they do not: the wrong detector was named.
+    """
+    target_pt, track_pt = np.asarray(columns["track_target"].fields["pt"]), np.asarray(columns["track"].fields["pt"])
+    known = (target_pt > 0) & good[chunk.tracks.event]
+    if known.sum() < MIN_TRACKS_FOR_RATIO:
+        return
+    ratio = float(np.median(track_pt[known] / target_pt[known]))
+    if not MOMENTUM_RATIO[0] < ratio < MOMENTUM_RATIO[1]:
+        detector = chunk.detector
+        message = f"tracks have {ratio:.2f} times the momenta of their particles in the {detector.magnetic_field:g} T of '{detector.name}'"
+        raise InputFileError(message, where=chunk.source.path, hint="is --detector right for this file?")
 
 
 def _counts(truth: Truth, good: NDArray[np.bool_]) -> dict[str, int]:

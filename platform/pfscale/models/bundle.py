@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import yaml
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from pfscale.config import Config, load_config
 from pfscale.errors import InputFileError
 from pfscale.models.mlpf import Mlpf, MlpfConfig
 
+MLPF_KIND = "mlpf"  # `kind` in the card
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "model_card.json"
 
 
@@ -37,10 +39,31 @@ def save_bundle(folder: str | Path, config: Config, weights: dict[str, Tensor], 
 
 
 def load_bundle(folder: str | Path) -> Bundle:
-    """The model in `folder`, in evaluation mode, with its normalisation.
+    """The particle-flow model in `folder`, in evaluation mode, with its normalisation.
 
     Raises:
-        InputFileError: a file is missing, or the weights do not fit the config.
+        InputFileError: a file is missing, it is a model of another kind, or the weights do not fit the config.
+    """
+    files = read_bundle(folder, kind=MLPF_KIND)
+    model = Mlpf(load_config(MlpfConfig, files.config))
+    load_weights(model, files.weights, where=str(folder))
+    return Bundle(model.eval(), files.card)
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """What a model folder holds: the config's path, the weights by name, the card."""
+
+    config: Path
+    weights: dict[str, Tensor]
+    card: dict[str, Any]
+
+
+def read_bundle(folder: str | Path, *, kind: str) -> BundleFiles:
+    """The files of a model of the given kind.
+
+    Raises:
+        InputFileError: a file is missing or damaged, or it is a model of another kind.
     """
     folder = Path(folder)
     for name in (WEIGHTS, CONFIG, CARD):
@@ -48,9 +71,16 @@ def load_bundle(folder: str | Path) -> Bundle:
             raise InputFileError(
                 f"no {name} in the model folder", where=str(folder), hint="a model folder is written by pfscale pretrain or finetune"
             )
-    model = Mlpf(load_config(MlpfConfig, folder / CONFIG))
-    load_weights(model, safetensors.torch.load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
-    return Bundle(model.eval(), json.loads((folder / CARD).read_text()))
+    try:
+        card = json.loads((folder / CARD).read_text())
+        weights = safetensors.torch.load_file(folder / WEIGHTS)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise InputFileError(f"the model folder is damaged ({error})", where=str(folder)) from None
+    if card.get("kind") != kind:
+        raise InputFileError(
+            f"a model of kind '{card.get('kind')}', not '{kind}'", where=str(folder), hint="pfscale models list shows what there is"
+        )
+    return BundleFiles(folder / CONFIG, weights, card)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, where: str) -> None:

@@ -155,7 +155,10 @@ class Mlpf(nn.Module):
 
 
 def _embedding(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2 * NUM_FEATURES, width), nn.GELU(), nn.Linear(width, width))
+    first = nn.Linear(2 * NUM_FEATURES, width)
+    # A flag that never was up in training keeps its weights; at 0, a feature that only other data lack does no harm there.
+    nn.init.zeros_(first.weight[:, NUM_FEATURES:])
+    return nn.Sequential(first, nn.GELU(), nn.Linear(width, width))
 
 
 def _head(width: int, outputs: int, *, start_at_zero: bool = False) -> nn.Sequential:
@@ -172,5 +175,5 @@ def _soft_bound(x: Tensor, limit: float) -> Tensor:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable values."""
+    """Number of values in all parameters."""
     return sum(p.numel() for p in model.parameters())

@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pfscale.errors import NotEnoughDataError, ShardError
+from pfscale.errors import NotEnoughDataError, ShardError, unknown_name
 from pfscale.shards.manifest import Manifest, load_manifest
 from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents, from_arrow, list_leaves
 from pfscale.shards.schema import SPLITS
@@ -85,16 +85,22 @@ def select_events(index: EventIndex, split: str, num_events: int | None = None) 
     The D-event subset lies inside every larger one.
 
     Raises:
-        NotEnoughDataError: the split has fewer events than asked for.
+        NotEnoughDataError: the split has fewer events than asked for, or none.
+        UnknownNameError: no such split.
     """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
     members = np.flatnonzero(index.split == SPLITS.index(split))
     members = members[np.argsort(index.split_hash[members], kind="stable")]
+    where = str(Path(index.files[0]).parent) if index.files else None
+    if len(members) == 0:
+        raise NotEnoughDataError(f"the data set has no {split} events", where=where, hint="ingest more files")
     if num_events is None:
         return members
     if num_events > len(members):
         raise NotEnoughDataError(
             f"{num_events} {split} events asked for, the data set has {len(members)}",
-            where=str(Path(index.files[0]).parent) if index.files else None,
+            where=where,
             hint=f"ask for at most {len(members)}, or ingest more files",
         )
     return members[:num_events]

@@ -16,7 +16,7 @@ from pfscale.edm4hep.reader import EventSource
 from pfscale.shards.schema import SCHEMA_VERSION, arrow_schema
 from pfscale.shards.splits import event_uids, split_hashes, splits_of
 
-EXTRACTION_VERSION = 1  # raised whenever the same file would give other rows
+EXTRACTION_VERSION = 2  # raised whenever the same file would give other rows
 
 
 @dataclass(frozen=True)

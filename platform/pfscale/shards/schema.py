@@ -56,7 +56,7 @@ COLUMNS: dict[str, tuple[bool, tuple[ShardField, ...]]] = {
             _f("p", "GeV", "pt cosh(eta)"),
             _f("chi2", "", "track fit"),
             _f("ndf", "", "track fit"),
-            _f("dedx", "GeV/mm", "dE/dx, followed by its track relation"),
+            _f("dedx", "GeV/mm", "dE/dx, followed by its track relation; none, or 0 with error 0: NaN"),
             _f("dedx_error", "GeV/mm", "its error"),
             _f("radius_of_innermost_hit", "mm", "transverse radius of the state at the first hit; none: NaN"),
             _f("tan_lambda", "", "state at the interaction point"),

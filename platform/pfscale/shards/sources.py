@@ -63,8 +63,9 @@ def examine(path: str, detector: Detector) -> Source | QuarantinedSource:
             if said != detector.name:
                 hint = f"ingest it with --detector {said}"
                 raise InputFileError(f"the file says that it is from '{said}', not '{detector.name}'", where=path, hint=hint)
-            if not source.has(detector.particles):
-                raise source.missing(detector.particles, why="truth")
+            for collection, why in detector.required.items():
+                if not source.has(collection):
+                    raise source.missing(collection, why=why)
             size, digest = file_digest(path)
             return Source(
                 path=path,

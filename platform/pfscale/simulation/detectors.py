@@ -29,7 +29,7 @@ class DetectorModel:
     name: str
     sqrt_s: MappingProxyType[str, float]  # process -> GeV
     crossing_angle: float
-    beam_sigma: tuple[float, float, float]  # luminous region
+    beam_sigma: MappingProxyType[float, tuple[float, float, float]]  # sqrt(s) -> luminous region
     b_field: float
     # tracker
     barrel_layers: tuple[tuple[float, float], ...]  # radius, half length
@@ -90,7 +90,7 @@ _CLIC = DetectorModel(
     name="clic",
     sqrt_s=MappingProxyType({"ttbar": 380.0, "qq": 380.0, "WW": 380.0}),
     crossing_angle=0.020,
-    beam_sigma=(1e-4, 2e-6, 0.050),
+    beam_sigma=MappingProxyType({380.0: (1e-4, 2e-6, 0.050)}),
     b_field=4.0,
     barrel_layers=(
         (31.0, 130.0),
@@ -154,7 +154,7 @@ _CLD = DetectorModel(
     name="cld",
     sqrt_s=MappingProxyType({"ttbar": 365.0, "qq": 365.0, "WW": 365.0, "ZH": 240.0}),
     crossing_angle=0.030,
-    beam_sigma=(0.010, 2.6e-5, 0.64),
+    beam_sigma=MappingProxyType({365.0: (0.027, 4.9e-5, 1.3), 240.0: (0.010, 2.6e-5, 0.64)}),
     b_field=2.0,
     barrel_layers=(
         (13.0, 109.0),

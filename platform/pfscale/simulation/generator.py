@@ -97,8 +97,8 @@ def make_pythia(process: Process, decays: tuple[str, ...], sqrt_s: float, seed: 
     return pythia
 
 
-def generate(pythia: Any, num_events: int, detector: DetectorModel, rng: np.random.Generator) -> Particles:
-    """The next `num_events` events in the laboratory: luminous region and crossing-angle boost applied."""
+def generate(pythia: Any, num_events: int, detector: DetectorModel, sqrt_s: float, rng: np.random.Generator) -> Particles:
+    """The next `num_events` events in the laboratory: luminous region at `sqrt_s` GeV and crossing-angle boost applied."""
     batch = pythia.nextBatch(num_events)
     counts = np.asarray(ak.num(batch.prt, axis=1))
     flat = ak.flatten(batch.prt, axis=1)
@@ -123,7 +123,7 @@ def generate(pythia: Any, num_events: int, detector: DetectorModel, rng: np.rand
 
     momentum = boost(np.sqrt(np.sum(momentum**2, axis=1) + mass**2), momentum, detector.crossing_angle)[1]
     time, vertex = boost(time, vertex, detector.crossing_angle)
-    vertex = vertex + (rng.standard_normal((num_events, 3)) * np.asarray(detector.beam_sigma))[event]
+    vertex = vertex + (rng.standard_normal((num_events, 3)) * np.asarray(detector.beam_sigma[sqrt_s]))[event]
     has_decay = np.zeros(len(pdg), dtype=bool)
     has_decay[parent] = True
     endpoint = vertex.copy()

@@ -57,7 +57,7 @@ def sample(detector: DetectorModel, process: str, higgs: str | None, z: str | No
     hard = find_process(process)
     pythia = make_pythia(hard, decay_settings(hard, higgs, z), detector.sqrt_s[process], seed)
     rng = np.random.default_rng(seed)
-    return detector_response(generate(pythia, num_events, detector, rng), detector, rng)
+    return detector_response(generate(pythia, num_events, detector, detector.sqrt_s[process], rng), detector, rng)
 
 
 def particle_gun(pdg: int, mass: float, charge: float, energy: FloatArray, seed: int = 1) -> Particles:

@@ -1,9 +1,10 @@
 """Calorimeter showers as energy spots in cells.
 
 A spot is a small deposit; a shower throws a Poisson number of spots, so the stochastic term of the resolution is the number of spots
-and needs no smearing of its own. Spots are not all alike: sums of equal ones would tell photons and hadrons apart by their last digits. Electromagnetic showers follow the gamma profile (PDG review, passage of particles) with a
-two-component radial profile; hadrons cross as minimum-ionising particles up to their first interaction, then split into
-electromagnetic, hadronic and neutron-like parts that start, tilt and travel on their own: that is where fragments come from.
+and needs no smearing of its own. Spots are not all alike: sums of equal ones would tell photons and hadrons apart by their last digits.
+Electromagnetic showers follow the gamma profile (PDG review, passage of particles) with a two-component radial profile; hadrons cross as
+minimum-ionising particles up to their first interaction, then split into electromagnetic, hadronic and neutron-like parts that start,
+tilt and travel on their own: that is where fragments come from.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def simulate_chunk(chunk: Chunk) -> Iterator[int]:
     with EventFile(partial, chunk.metadata(detector)) as file:
         for done in range(0, chunk.num_events, BATCH_EVENTS):
             num = min(BATCH_EVENTS, chunk.num_events - done)
-            particles = generate(pythia, num, detector, vertex_rng)
+            particles = generate(pythia, num, detector, detector.sqrt_s[chunk.process], vertex_rng)
             file.extend(detector_response(particles, detector, detector_rng), first_number=done, run_number=chunk.number)
             if done + num < chunk.num_events:
                 yield num

@@ -24,8 +24,11 @@ from pfscale.shards.schema import CLASSES
 
 # The PDG codes that the classes are named after, as a table for class index -> code.
 CLASS_PDG = np.array([0, *(int(name) for name in CLASSES[1:])], np.int32)
+_NEUTRAL, _LEPTONS = (130, 22), (11, 13)
+_NEUTRAL_CLASSES = torch.tensor([CLASSES.index(str(pdg)) for pdg in _NEUTRAL])
 LOSS_TERMS = ("presence", "class", "charge", "pt", "energy", "eta", "phi")
 _MIN_MOMENTUM = 1e-3  # GeV; below it logarithms of momenta are cut off
+_MAX_ETA = 10.0  # 0.1 mrad from the beam: inside every beam pipe
 _ANGLE_SCALE = 0.02  # rad; residuals in angle are counted in units of this
 
 
@@ -72,8 +75,8 @@ class Momentum:
 def momentum(outputs: MlpfOutputs, batch: Batch) -> Momentum:
     """The predicted four-momentum of each element."""
     pt = element_pt(batch) * outputs.log_pt_BN.exp()
-    eta = batch.features_BNF[..., 1] + outputs.eta_BN
-    p = pt * torch.cosh(eta.clamp(-10, 10))
+    eta = (batch.features_BNF[..., 1] + outputs.eta_BN).clamp(-_MAX_ETA, _MAX_ETA)
+    p = pt * torch.cosh(eta)
     return Momentum(pt, eta, outputs.phi_BN2[..., 0], outputs.phi_BN2[..., 1], torch.hypot(p, outputs.mass_BN))
 
 
@@ -94,7 +97,9 @@ def loss_terms(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig)
 
     log_p = nnf.log_softmax(outputs.class_BNC, -1).gather(-1, (target_class - 1).clamp_min(0)[..., None])[..., 0]
     focal = -((1 - log_p.exp()) ** config.focal_gamma) * log_p
-    charge = nnf.cross_entropy(outputs.charge_BN3.transpose(1, 2), (targets["charge"].sign() + 1).long(), reduction="none")
+    # A charged particle without its track is a neutral class; what is asked for is the candidate's charge.
+    target_charge = torch.where(torch.isin(target_class, _NEUTRAL_CLASSES.to(target_class.device)), 0.0, targets["charge"].sign())
+    charge = nnf.cross_entropy(outputs.charge_BN3.transpose(1, 2), (target_charge + 1).long(), reduction="none")
 
     predicted = momentum(outputs, batch)
     weight = targets["pt"].clamp(_MIN_MOMENTUM, 1e4).sqrt()
@@ -125,7 +130,7 @@ def predict(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) ->
     pt, eta = four.pt[kept], four.eta[kept]
     pdg = CLASS_PDG[1:][outputs.class_BNC[kept].argmax(-1).numpy(force=True)]
     charge = outputs.charge_BN3[kept].argmax(-1).numpy(force=True).astype(np.int8) - 1
-    is_neutral = np.isin(pdg, (130, 22))
+    is_neutral = np.isin(pdg, _NEUTRAL)
     # A charged class needs a sign: the more likely of the two.
     sign = np.where((outputs.charge_BN3[kept][:, 2] >= outputs.charge_BN3[kept][:, 0]).numpy(force=True), 1, -1).astype(np.int8)
     charge = np.where(is_neutral, 0, np.where(charge == 0, sign, charge)).astype(np.int8)
@@ -150,12 +155,13 @@ def target_candidates(
     kept = targets["class"] > 0
     t = {name: values[kept].astype(np.float64) for name, values in targets.items()}
     classes = t["class"].astype(int)
-    charge = t["charge"].astype(np.int8)
+    pdg = CLASS_PDG[classes]
+    charge = np.where(np.isin(pdg, _NEUTRAL), 0, t["charge"]).astype(np.int8)
     return Candidates(
         event=event[kept],
         element_index=element_index[kept],
         is_track=is_track[kept],
-        pdg=_signed_pdg(CLASS_PDG[classes], charge),
+        pdg=_signed_pdg(pdg, charge),
         charge=charge,
         px=(t["pt"] * t["cos_phi"]).astype(np.float32),
         py=(t["pt"] * t["sin_phi"]).astype(np.float32),
@@ -167,7 +173,7 @@ def target_candidates(
 
 def _signed_pdg(pdg: NDArray[np.int32], charge: NDArray[np.int8]) -> NDArray[np.int32]:
     """PDG codes with the sign of the charge: 211 positive, but 11 and 13 negative leptons."""
-    is_lepton = np.isin(pdg, (11, 13))
+    is_lepton = np.isin(pdg, _LEPTONS)
     return np.where(charge == 0, pdg, np.where(is_lepton, -charge, charge) * pdg).astype(np.int32)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pfscale.config import Config, RunConfig, runtime
 from pfscale.tasks.reconstruction import ReconstructionConfig
@@ -38,13 +38,33 @@ class TorchEngineConfig(Config):
     kind: Literal["torch"] = "torch"
 
 
+OWNED_OPTIONS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+}
+
+
 class DeepSpeedEngineConfig(Config):
     """DeepSpeed with ZeRO."""
 
     kind: Literal["deepspeed"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="what is sharded over workers: 1 optimizer, 2 and gradients, 3 and weights")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is slower than fp32 on CPUs")
     options: dict[str, Any] = Field(default_factory=dict, description="further DeepSpeed configuration, passed through")
+
+    @model_validator(mode="after")
+    def _options_are_further_ones(self) -> DeepSpeedEngineConfig:
+        taken = OWNED_OPTIONS & set(self.options)
+        if "stage" in self.options.get("zero_optimization", {}):
+            taken.add("zero_optimization.stage")
+        if taken:
+            raise ValueError(f"{', '.join(sorted(taken))}: set by pfscale from engine.zero_stage, optimisation and data")
+        return self
 
 
 EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
@@ -58,7 +78,7 @@ class TrainingConfig(Config):
     task: ReconstructionConfig = ReconstructionConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     engine: EngineConfig = DeepSpeedEngineConfig()
-    checkpoint_every: int = runtime(100, description="steps between two checkpoints")
-    keep_checkpoints: int = runtime(2, description="checkpoints kept, newest first")
+    checkpoint_every: int = runtime(100, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = runtime(2, ge=1, description="checkpoints kept, newest first")
     register_as: str = runtime("auto", description="name in the model registry; auto: mlpf-<detector>; empty: not registered")
     run: RunConfig = RunConfig()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from pfscale import __version__
-from pfscale.config import Config, RunConfig, dump_yaml, fingerprint, runtime
-from pfscale.models.bundle import Bundle, load_bundle, save_bundle
+from pfscale.config import Config, RunConfig, dump_yaml, fingerprint, load_config, runtime
+from pfscale.errors import ShardError
+from pfscale.models.bundle import Bundle, load_bundle, load_weights, read_bundle, save_bundle
 from pfscale.models.mlpf import count_parameters
 from pfscale.physics.bootstrap import event_bootstrap
 from pfscale.physics.met import MetMetrics, evaluate_met
@@ -19,14 +21,16 @@ from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, struct_leaf
 from pfscale.tasks.missing_momentum import LinearMissingMomentum, MissingMomentumConfig, fit, pooled_features, predict
 from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig
-from pfscale.tracking.registry import register_model
-from pfscale.tracking.runs import connect
+from pfscale.tracking.registry import register_model, weights_digest
+from pfscale.tracking.runs import Tracker, connect
 from pfscale.training.evaluate import truth_candidates
 from pfscale.training.inference import event_chunks, run_model
-from pfscale.training.launch import ended, read_finished, storage_folder, write_finished
-from pfscale.training.lookup import locate_model
+from pfscale.training.launch import TRAINING_VERSION, ended, loggable
+from pfscale.training.lookup import locate_model, mismatches
 from pfscale.training.run import Run
+from pfscale.training.storage import claimed, read_finished, storage_folder, write_finished
 
+HEAD_KIND = "missing_momentum"
 LINEAR, PLAIN, CEILING = "latents_linear", "plain_sum", "truth_targets"
 
 
@@ -34,7 +38,7 @@ class DownstreamConfig(Config):
     """A head on a frozen backbone."""
 
     seed: int = Field(1, ge=0, description="seed of the fit and of the bootstrap")
-    backbone: str = Field("models:/mlpf-cld@candidate", description="registered model that gives candidates and latents")
+    backbone: str = runtime("models:/mlpf-cld@candidate", description="registered model that gives candidates and latents")
     shards: str = runtime("shards", description="folder of event shards of the backbone's detector")
     num_events: int | None = Field(None, ge=1, description="training events: those of lowest hash; empty: all")
     task: MissingMomentumConfig = MissingMomentumConfig()
@@ -56,48 +60,70 @@ def downstream(config: DownstreamConfig) -> Run:
     """The fitted and registered head, with its resolution on the test split beside the plain sum of candidates and the ceiling.
 
     Raises:
-        ModelNotFoundError, ShardError, NotEnoughDataError, TrackingError.
+        ModelNotFoundError, ShardError (another detector's shards), NotEnoughDataError, TrackingError, ResourceError.
     """
     tracker = connect(config.run.tracking_uri, config.run.experiment)
     folder, address = locate_model(config.backbone, tracking_uri=tracker.uri)
+    backbone, index = load_bundle(folder), load_index(config.shards)
+    manifest = index.manifest
+    if backbone.card["detector"] != manifest.detector:
+        trained = backbone.card["detector"]
+        raise ShardError(
+            f"shards of {manifest.detector}, but the backbone was trained on {trained}", where=config.shards, hint=f"give {trained} shards"
+        )
     config = config.model_copy(update={"backbone": address})
-    index = load_index(config.shards)
+    digest = fingerprint(config, data=manifest.hash, parent=weights_digest(folder), version=TRAINING_VERSION)
+    storage = storage_folder(config.run) / f"{config.run.name or 'downstream'}-{digest}"
+    with claimed(storage):
+        finished = read_finished(storage, tracker, digest)
+        return finished or _fit(config, tracker, backbone, index, digest, storage)
+
+
+def _fit(config: DownstreamConfig, tracker: Tracker, backbone: Bundle, index: EventIndex, digest: str, storage: Path) -> Run:
+    manifest = index.manifest
     train, test = select_events(index, "train", config.num_events), select_events(index, "test")
-    digest = fingerprint(config, data=index.manifest.hash)
-    name = config.run.name or f"downstream-{digest}"
-    storage = storage_folder(config.run) / name
-    finished = read_finished(storage, tracker, digest)
-    if finished is not None:
-        return finished
-    logger = tracker.start_run(name, fingerprint=digest, tags={"pfscale.verb": "downstream", "pfscale.backbone": address})
+    notes = mismatches(backbone.card, detector=manifest.detector, simulation=manifest.simulation, what="the shards")
+    logger = tracker.start_run(storage.name, fingerprint=digest, tags={"pfscale.verb": "downstream", "pfscale.backbone": config.backbone})
     with ended(logger):
-        logger.log_config(dump_yaml(config))
-        backbone = load_bundle(folder)
+        logger.log_config(dump_yaml(loggable(config)))
         sample = _sample(backbone, index, train, config.task)
         model = fit(config.task, sample.features, sample.plain, sample.target, seed=config.seed)
         metrics = _metrics(model, _sample(backbone, index, test, config.task), seed=config.seed)
         metrics |= {"num_parameters": float(count_parameters(model)), "num_train_events": float(len(train))}
         logger.log_metrics(metrics, step=0)
         card = {
-            "detector": index.manifest.detector,
-            "simulation": index.manifest.simulation,
-            "data": index.manifest.hash,
-            "parent": address,
+            "kind": HEAD_KIND,
+            "detector": manifest.detector,
+            "simulation": manifest.simulation,
+            "data": manifest.hash,
+            "parent": config.backbone,
             "fingerprint": digest,
             "verb": "downstream",
-            "task": config.task.model_dump(mode="json"),
             "metrics": metrics,
             "pfscale": __version__,
         }
         bundle = save_bundle(storage / "model", config.task, model.state_dict(), card)
         version = None
         if config.register_as:
-            registered = f"missing-momentum-{index.manifest.detector}" if config.register_as == "auto" else config.register_as
+            name = f"missing-momentum-{manifest.detector}" if config.register_as == "auto" else config.register_as
             tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint")}
-            version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=registered, tags=tags)
-        run = Run(run_id=logger.run_id, name=name, fingerprint=digest, metrics=metrics, checkpoint=bundle, model=version, link=logger.link)
-        write_finished(run)
-        return run
+            version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=name, tags=tags)
+    run = Run(logger.run_id, storage.name, digest, metrics, bundle, version, logger.link, notes=notes)
+    write_finished(run)
+    return run
+
+
+def load_head(folder: str | Path) -> LinearMissingMomentum:
+    """The registered head in `folder`, ready for `pfscale.tasks.missing_momentum.predict`.
+
+    Raises:
+        InputFileError: it is no such head, or a file is missing.
+    """
+    files = read_bundle(folder, kind=HEAD_KIND)
+    config = load_config(MissingMomentumConfig, files.config)
+    model = LinearMissingMomentum(config, files.weights["weight"].shape[1] - 1).double()
+    load_weights(model, files.weights, where=str(folder))
+    return model.eval()
 
 
 def _sample(backbone: Bundle, index: EventIndex, members: NDArray[np.int64], config: MissingMomentumConfig) -> _Sample:

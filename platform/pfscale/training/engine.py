@@ -118,7 +118,7 @@ class TorchEngine:
 
 
 class DeepSpeedEngine:
-    """DeepSpeed around the same optimizer; ZeRO stage and precision from the config."""
+    """DeepSpeed around the same optimizer, in fp32."""
 
     def __init__(self, config: DeepSpeedEngineConfig, module: nn.Module, optimisation: OptimisationConfig) -> None:
         deepspeed = _import_deepspeed()
@@ -135,12 +135,11 @@ class DeepSpeedEngine:
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": optimisation.clip_norm,
-                "zero_optimization": {"stage": config.zero_stage},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
-                "bf16": {"enabled": config.precision == "bf16"},
                 "steps_per_print": 1_000_000_000,
                 **config.options,
+                "zero_optimization": {**config.options.get("zero_optimization", {}), "stage": config.zero_stage},
             },
         )
         self.deepspeed = deepspeed

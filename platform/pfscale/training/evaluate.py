@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pfscale.errors import ShardError
 from pfscale.models.bundle import Bundle
 from pfscale.physics.evaluation import MLPF, RULE_BASED, TRUTH_TARGETS, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.evaluation import Candidates as Particles
@@ -21,7 +20,7 @@ from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.shards.ragged import GEN_COLUMNS, INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents, list_leaves, struct_leaf
 from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig, target_candidates
 from pfscale.training.inference import event_chunks, run_model
-from pfscale.training.lookup import load_model
+from pfscale.training.lookup import load_model, mismatches
 
 BASELINE_COLUMNS = tuple(f"baseline.list.element.{name}" for name in ("pdg", "charge", "px", "py", "pz", "energy"))
 _BOOTSTRAP_SEED = 1
@@ -29,10 +28,11 @@ _BOOTSTRAP_SEED = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics with their bootstrap errors, and the figures made of them."""
+    """Metrics with their bootstrap errors, the figures made of them, and what to keep in mind (`notes`)."""
 
     title: str
     result: EvaluationResult
+    notes: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -42,7 +42,7 @@ class Evaluation:
     def table(self) -> Table:
         """One row per reconstruction, for the terminal."""
         header, rows = self.result.table()
-        table = Table(*header, title=self.title)
+        table = Table(*header, title=self.title, caption="\n".join(f"warning: {note}" for note in self.notes) or None)
         for row in rows:
             table.add_row(*row)
         return table
@@ -96,9 +96,8 @@ def evaluate_bundle(
     bundle: Bundle, index: EventIndex, members: NDArray[np.int64], *, title: str, progress: Callable[[int], None] | None = None
 ) -> Evaluation:
     """As `evaluate`, for a loaded model and chosen events."""
-    if len(members) == 0:
-        raise ShardError("no events to evaluate on", hint="choose another split, or ingest more events")
     task = ReconstructionConfig(**bundle.card["task"])
+    notes = mismatches(bundle.card, detector=index.manifest.detector, simulation=index.manifest.simulation, what="the shards")
     has_baseline = index.manifest.has_baseline
     columns = (*INPUT_COLUMNS, *TARGET_COLUMNS, *GEN_COLUMNS, *(BASELINE_COLUMNS if has_baseline else ()))
     found: dict[str, list[Particles]] = {MLPF: [], TRUTH_TARGETS: [], **({RULE_BASED: []} if has_baseline else {})}
@@ -111,7 +110,7 @@ def evaluate_bundle(
         gens.append(_gen_reference(events))
     sizes = [gen.num_events for gen in gens]
     joined = {name: _join(parts, sizes) for name, parts in found.items()}
-    return Evaluation(title, evaluate_events(joined, _join_gen(gens), seed=_BOOTSTRAP_SEED))
+    return Evaluation(title, evaluate_events(joined, _join_gen(gens), seed=_BOOTSTRAP_SEED), notes)
 
 
 def truth_candidates(events: RaggedEvents) -> Candidates:

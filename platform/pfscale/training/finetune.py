@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
-from pfscale.config import dump_yaml, fingerprint
-from pfscale.models.bundle import load_bundle
-from pfscale.shards.dataset import load_index, select_events
+from pfscale.config import dump_yaml, fingerprint, runtime
+from pfscale.models.bundle import Bundle, load_bundle
+from pfscale.shards.dataset import load_index
 from pfscale.shards.manifest import load_manifest
+from pfscale.tracking.registry import weights_digest
 from pfscale.tracking.runs import Tracker, connect
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import TorchEngine
-from pfscale.training.evaluate import evaluate_bundle
-from pfscale.training.launch import Launch, ended, run_training
-from pfscale.training.lookup import locate_model
-from pfscale.training.loop import evaluate_loss
+from pfscale.training.launch import TRAINING_VERSION, Launch, ended, evaluate_on_validation, loggable, run_training
+from pfscale.training.lookup import locate_model, mismatches
+from pfscale.training.loop import evaluate_loss, validation_events
 from pfscale.training.module import TaskModule
 from pfscale.training.run import Run
 from pfscale.training.session import Alone
@@ -28,7 +29,7 @@ Mode = Literal["zero-shot", "heads", "full", "scratch"]
 class FinetuneConfig(TrainingConfig):
     """A transfer. The architecture is the backbone's, in every mode."""
 
-    backbone: str = Field("models:/mlpf-clic@candidate", description="registered model to start from")
+    backbone: str = runtime("models:/mlpf-clic@candidate", description="registered model to start from; its weights are in the fingerprint")
     mode: Mode = Field("full", description="what is trained: nothing, the output heads, everything, or everything from random weights")
 
 
@@ -43,34 +44,38 @@ def finetune(config: FinetuneConfig) -> Run:
     manifest = load_manifest(config.data.shards)
     tracker = connect(config.run.tracking_uri, config.run.experiment)
     folder, address = locate_model(config.backbone, tracking_uri=tracker.uri)
+    bundle = load_bundle(folder)
+    is_scratch = config.mode == "scratch"
+    # `@candidate`, and even a version or a folder, may mean other weights tomorrow: the run depends on the weights themselves.
+    parent = fingerprint(bundle.model.config) if is_scratch else weights_digest(folder)
+    # Another detector is what a transfer is for; another kind of simulation may be an oversight.
+    notes = mismatches(bundle.card, detector=bundle.card["detector"], simulation=manifest.simulation, what="the shards")
     launch = Launch(
         verb="finetune",
         config=config.model_copy(update={"backbone": address}),
-        model=load_bundle(folder).model.config,
-        # `@candidate` may mean another model tomorrow: the version that it means today is what the run depends on.
-        fingerprint=fingerprint(config.model_copy(update={"backbone": address}), data=manifest.hash),
-        backbone="" if config.mode == "scratch" else address,
-        backbone_folder=None if config.mode == "scratch" else folder,
+        model=bundle.model.config,
+        fingerprint=fingerprint(config, data=manifest.hash, parent=parent, version=TRAINING_VERSION),
+        backbone="" if is_scratch else address,
+        backbone_folder=None if is_scratch else folder,
         trainable="heads" if config.mode == "heads" else "all",
+        notes=() if is_scratch else notes,
     )
-    return _zero_shot(launch, tracker) if config.mode == "zero-shot" else run_training(launch, tracker)
+    return _zero_shot(launch, tracker, bundle) if config.mode == "zero-shot" else run_training(launch, tracker)
 
 
-def _zero_shot(launch: Launch, tracker: Tracker) -> Run:
+def _zero_shot(launch: Launch, tracker: Tracker, bundle: Bundle) -> Run:
     """The backbone's own figures on the new detector; nothing is trained or registered."""
     config = launch.config
     index = load_index(config.data.shards)
-    logger = tracker.start_run(
-        launch.name, fingerprint=launch.fingerprint, tags={"pfscale.verb": "finetune", "pfscale.backbone": launch.backbone}
-    )
+    members = validation_events(index, config.data.num_validation_events)
+    tags = {"pfscale.verb": "finetune", "pfscale.backbone": launch.backbone}
+    logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags=tags)
     with ended(logger):
-        logger.log_config(dump_yaml(config))
-        assert launch.backbone_folder is not None
-        bundle = load_bundle(launch.backbone_folder)
-        members = select_events(index, "validation")[: config.data.num_validation_events]
+        logger.log_config(dump_yaml(loggable(config)))
         engine = TorchEngine(TaskModule(bundle.model, config.task, trainable="all"), config.optimisation)
         losses = evaluate_loss(engine, index, members, Alone(), tokens=config.data.tokens_per_step)
-        evaluation = evaluate_bundle(bundle, index, members, title=f"{launch.name} on {len(members)} validation events")
+        as_asked = replace(bundle, card={**bundle.card, "task": config.task.model_dump(mode="json")})
+        evaluation = evaluate_on_validation(as_asked, index)
         metrics = {"validation_loss": losses["loss"], **{k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}}
         logger.log_metrics(metrics, step=0)
         return Run(
@@ -81,4 +86,5 @@ def _zero_shot(launch: Launch, tracker: Tracker) -> Run:
             checkpoint=None,
             model=None,
             link=logger.link,
+            notes=launch.notes,
         )

@@ -5,30 +5,35 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 
 from pfscale import __version__
-from pfscale.config import RunConfig, dump_yaml
-from pfscale.errors import ResourceError
-from pfscale.models.bundle import load_bundle, save_bundle
+from pfscale.config import Config, RunConfig, dump_yaml
+from pfscale.errors import PfscaleError, TrackingError
+from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
-from pfscale.ray_cluster import is_job_copy, ray_cluster, require_cpus
+from pfscale.ray_cluster import ray_cluster, require_resources
 from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.registry import ModelVersion, register_model
 from pfscale.tracking.runs import RunLogger, Tracker
+from pfscale.tracking.store import shown
 from pfscale.training.config import TrainingConfig
-from pfscale.training.evaluate import evaluate_bundle
-from pfscale.training.loop import BEST, STATE, LoopInputs, run_loop
+from pfscale.training.evaluate import Evaluation, evaluate_bundle
+from pfscale.training.loop import BEST, STATE, LoopInputs, run_loop, validation_events
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
+from pfscale.training.storage import claimed, read_finished, require_same_workers, storage_folder, write_finished
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+TRAINING_VERSION = "1"  # to be raised when the same config and data give other weights: old runs then count as other runs
 _PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
 
 
@@ -38,6 +43,7 @@ class Launch:
 
     Attributes:
         backbone: registry address or folder of the model that it starts from; empty: none.
+        notes: what the user should know of backbone and data.
     """
 
     verb: str
@@ -47,33 +53,42 @@ class Launch:
     backbone: str = ""
     backbone_folder: Path | None = None
     trainable: str = "all"
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.config.run.name or f"{self.verb}-{self.fingerprint}"
+        return f"{self.config.run.name or self.verb}-{self.fingerprint}"
 
 
 def run_training(launch: Launch, tracker: Tracker) -> Run:
     """The finished run: trained (or resumed, or found finished), evaluated, its best weights registered.
 
     Raises:
-        ResourceError: more CPUs asked for than there are.
+        ResourceError: more CPUs asked for than there are, or the run is in progress in another process.
         NotEnoughDataError, ShardError, TrainingError: as the readers and the loop.
     """
     config = launch.config
     index = load_index(config.data.shards)
-    select_events(index, "train", config.data.num_events)  # raises before any worker starts
+    select_events(index, "train", config.data.num_events)  # both raise before any worker starts
+    validation_events(index, config.data.num_validation_events)
     folder = storage_folder(config.run) / launch.name
-    finished = read_finished(folder, tracker, launch.fingerprint)
-    if finished is not None:
-        return finished
-    manifest = index.manifest
+    with claimed(folder):
+        finished = read_finished(folder, tracker, launch.fingerprint)
+        if finished is not None:
+            return _registered_as_asked(launch, tracker, finished)
+        require_same_workers(folder, config.run.num_workers)
+        return _train(launch, tracker, index, folder)
+
+
+def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) -> Run:
+    config, manifest = launch.config, index.manifest
     tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
     logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags={**tags, "pfscale.backbone": launch.backbone})
     with ended(logger):
-        logger.log_config(dump_yaml(config))
+        logged = loggable(config)
+        logger.log_config(dump_yaml(logged))
         logger.log_json(manifest.model_dump(mode="json"), "manifest.json")
-        logger.log_params({**_flat(config.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
+        logger.log_params({**_flat(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
         # Workers start in folders of their own.
         data = config.data.model_copy(update={"shards": str(Path(config.data.shards).resolve())})
         inputs = LoopInputs(
@@ -90,27 +105,24 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
         bundle = folder / "model"
         card = _card(launch, index, state)
         save_bundle(bundle, launch.model, {k.removeprefix("model."): v for k, v in weights.items()}, card)
-        return finish(launch, tracker, logger, index, bundle, state)
+        return _finish(launch, tracker, logger, index, bundle, state)
 
 
-def finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventIndex, bundle_folder: Path, state: dict[str, Any]) -> Run:
+def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventIndex, bundle_folder: Path, state: dict[str, Any]) -> Run:
     """The run with its physics figures logged and its model registered."""
     history = state["history"]
     bundle = load_bundle(bundle_folder)
-    members = select_events(index, "validation")[:_PHYSICS_EVENTS]
     metrics = {"validation_loss": state["best_loss"], "best_step": float(state["best_step"])}
     metrics["num_train_events"] = float(bundle.card["num_train_events"])
-    if len(members):
-        evaluation = evaluate_bundle(bundle, index, members, title=f"{launch.name} on {len(members)} validation events")
-        metrics |= evaluation.metrics
-        for name, figure in evaluation.figures().items():
-            logger.log_figure(figure, f"figures/{name}")
-    if history:
-        logger.log_figure(figures.learning_curves(history)[0], "figures/learning_curves.png")
+    evaluation = evaluate_on_validation(bundle, index)
+    metrics |= evaluation.metrics
+    for name, figure in evaluation.figures().items():
+        logger.log_figure(figure, f"figures/{name}")
+    logger.log_figure(figures.learning_curves(history)[0], "figures/learning_curves.png")
     logger.log_metrics({k: v for k, v in metrics.items() if math.isfinite(v)}, step=int(state["step"]))
     card = {**bundle.card, "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)}}
     save_bundle(bundle_folder, launch.model, bundle.model.state_dict(), card)
-    version = _register(launch, tracker, logger, bundle_folder, card)
+    version = _register(launch, tracker, logger.run_id, bundle_folder)
     run = Run(
         run_id=logger.run_id,
         name=launch.name,
@@ -119,51 +131,23 @@ def finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInde
         checkpoint=bundle_folder,
         model=version,
         link=logger.link,
+        notes=launch.notes,
         history=history,
     )
     write_finished(run)
     return run
 
 
-def storage_folder(run: RunConfig) -> Path:
-    """The local folder of a run section's storage.
-
-    Raises:
-        ResourceError: a remote address (only folders that all nodes share are supported so far), or a relative one inside a job.
-    """
-    if "://" in run.storage:
-        raise ResourceError("run.storage must be a folder", where=run.storage, hint="give a folder that every node can reach")
-    if not Path(run.storage).is_absolute() and is_job_copy():
-        raise ResourceError(
-            "a relative path inside a submitted job is deleted with the job",
-            where=run.storage,
-            hint="run.storage=$PWD/runs, an absolute path",
-        )
-    return Path(run.storage).resolve()
+def evaluate_on_validation(bundle: Bundle, index: EventIndex) -> Evaluation:
+    """The physics figures of every training: the same validation events whatever was trained on, and however."""
+    members = validation_events(index, _PHYSICS_EVENTS)
+    return evaluate_bundle(bundle, index, members, title=f"{len(members)} validation events")
 
 
-def read_finished(folder: Path, tracker: Tracker, fingerprint: str) -> Run | None:
-    """The run that finished in `folder` before, if MLflow knows it as finished too."""
-    record = folder / "run.json"
-    if not record.is_file() or tracker.find_finished(fingerprint) is None:
-        return None
-    values = json.loads(record.read_text())
-    model = values.pop("model")
-    checkpoint = values.pop("checkpoint")
-    version = ModelVersion(**{**model, "aliases": tuple(model["aliases"])}) if model else None
-    return Run(**values, model=version, checkpoint=Path(checkpoint) if checkpoint else None, resumed=True)
-
-
-def write_finished(run: Run) -> None:
-    """Keeps the finished run beside its model, so that submitting the same thing again returns it."""
-    if run.checkpoint is None:
-        return
-    model = {**vars(run.model), "tags": dict(run.model.tags)} if run.model else None
-    values = {**vars(run), "model": model, "checkpoint": str(run.checkpoint)}
-    values.pop("resumed")
-    draft = run.checkpoint.parent / "run.json.draft"
-    draft.write_text(json.dumps(values))
-    draft.replace(run.checkpoint.parent / "run.json")
+def loggable(config: AnyConfig) -> AnyConfig:
+    """The config as it may be shown: without a password in the tracking address of its run section."""
+    run: RunConfig = config.run  # type: ignore[attr-defined]
+    return config.model_copy(update={"run": run.model_copy(update={"tracking_uri": shown(run.tracking_uri)})})
 
 
 @contextmanager
@@ -171,11 +155,11 @@ def ended(logger: RunLogger) -> Iterator[None]:
     """Ends the MLflow run, whatever happens: FINISHED, KILLED on Ctrl-C, FAILED otherwise."""
     try:
         yield
-    except KeyboardInterrupt:
-        logger.end("KILLED")
-        raise
-    except BaseException:
-        logger.end("FAILED")
+    except BaseException as error:
+        try:
+            logger.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except TrackingError as lost:  # must not hide what went wrong
+            warnings.warn(str(lost), RuntimeWarning, stacklevel=2)
         raise
     logger.end("FINISHED")
 
@@ -198,9 +182,8 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
     import ray.train.torch
 
     with ray_cluster():
-        require_cpus(
-            run.num_workers * run.cpus_per_worker, what=f"run.num_workers={run.num_workers} x run.cpus_per_worker={run.cpus_per_worker:g}"
-        )
+        bundle = {"CPU": run.cpus_per_worker, **({"GPU": 1.0} if run.use_gpu else {})}
+        require_resources(bundle, run.num_workers, hint="lower run.num_workers or run.cpus_per_worker, or set run.use_gpu=false")
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"inputs": inputs},
@@ -218,33 +201,47 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
         )
         result = trainer.fit()
+        if isinstance(result.return_value, PfscaleError):
+            raise result.return_value
         with result.checkpoint.as_directory() as checkpoint:
             yield Path(checkpoint)
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """What a Ray Train worker runs."""
+def _worker(config: dict[str, Any]) -> PfscaleError | None:
+    """What a Ray Train worker runs; an error that would come again is returned, for Ray retries what is raised."""
     import torch
 
     inputs: LoopInputs = config["inputs"]
     run = inputs.config.run
     torch.set_num_threads(run.threads_per_worker or max(1, int(run.cpus_per_worker)))
-    run_loop(inputs, RaySession())
+    try:
+        run_loop(inputs, RaySession())
+    except PfscaleError as error:
+        return error
+    return None
 
 
-def _register(launch: Launch, tracker: Tracker, logger: RunLogger, bundle: Path, card: dict[str, Any]) -> ModelVersion | None:
-    name = launch.config.register_as
+def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path) -> ModelVersion | None:
+    name, card = launch.config.register_as, load_bundle(bundle).card
     if not name:
         return None
     name = f"mlpf-{card['detector']}" if name == "auto" else name
     tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint")}
-    return register_model(tracker, run_id=logger.run_id, bundle=bundle, name=name, tags=tags)
+    return register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags)
+
+
+def _registered_as_asked(launch: Launch, tracker: Tracker, finished: Run) -> Run:
+    """A finished run, registered now if it was not, or under another name."""
+    assert finished.checkpoint is not None
+    version = _register(launch, tracker, finished.run_id, finished.checkpoint)
+    return replace(finished, model=version or finished.model)
 
 
 def _card(launch: Launch, index: EventIndex, state: dict[str, Any]) -> dict[str, Any]:
     """What the model is: everything that an analyst needs beside the weights."""
     manifest = index.manifest
     return {
+        "kind": MLPF_KIND,
         "detector": manifest.detector,
         "simulation": manifest.simulation,
         "process": manifest.process,

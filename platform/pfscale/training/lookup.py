@@ -1,8 +1,10 @@
-"""From a model's name to the loaded model."""
+"""From a model's name to the loaded model, and whether it fits the data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pfscale.models.bundle import WEIGHTS, Bundle, load_bundle
 from pfscale.tracking.registry import download, resolve
@@ -25,3 +27,18 @@ def locate_model(model: str, *, tracking_uri: str) -> tuple[Path, str]:
         return Path(model), str(Path(model).resolve())
     version = resolve(tracking_uri, model)
     return download(version), version.uri
+
+
+def mismatches(card: Mapping[str, Any], *, detector: str, simulation: str, what: str) -> tuple[str, ...]:
+    """What a user should know of a model and data that were not made for each other; empty where they were.
+
+    Args:
+        card: of the model.
+        what: the data, as the message calls them.
+    """
+    notes = []
+    if card["detector"] != detector:
+        notes.append(f"the model was trained on {card['detector']}, {what}: {detector}")
+    if card["simulation"] != simulation:
+        notes.append(f"the model was trained on {card['simulation']} simulation, {what}: {simulation}; expect worse figures")
+    return tuple(notes)

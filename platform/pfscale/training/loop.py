@@ -82,7 +82,7 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     config = inputs.config
     index = load_index(config.data.shards)
     train = select_events(index, "train", config.data.num_events)
-    validation = _validation_events(index, config.data.num_validation_events)
+    validation = validation_events(index, config.data.num_validation_events)
     torch.manual_seed(config.seed)
     module = TaskModule(_build_model(inputs, index, train), config.task, trainable=inputs.trainable)
     engine = make_engine(config.engine, module, config.optimisation, session.device)
@@ -136,6 +136,8 @@ def _train(
             state.history["train"].append((state.step, means["loss"]))
         if state.step % config.optimisation.evaluate_every == 0 or state.step == last:
             losses = evaluate_loss(engine, index, validation, session, tokens=config.data.tokens_per_step)
+            if not math.isfinite(losses["loss"]):
+                raise TrainingError(f"the validation loss is not finite at step {state.step}", hint="lower optimisation.learning_rate")
             state.history["validation"].append((state.step, losses["loss"]))
             if logger is not None:
                 logger.log_metrics({f"validation_{k}": v for k, v in losses.items()}, step=state.step)
@@ -143,6 +145,8 @@ def _train(
                 state.best_loss, state.best_step, best = losses["loss"], state.step, engine.weights()
         if state.step - committed >= config.checkpoint_every or state.step == last:
             committed, state.recent = state.step, recent.save()
+            if logger is not None:  # what is logged before a checkpoint would not be logged again after it
+                logger.flush()
             session.commit(partial(_write, engine=engine, state=state, best=best, rank=session.rank), _report(state))
 
 
@@ -169,7 +173,7 @@ def evaluate_loss(engine: Engine, index: EventIndex, members: NDArray[np.int64],
             total[:-1] += engine.evaluate(batch).double().cpu()
             total[-1] += batch.num_elements
     _sum_over_workers(total, world)
-    means = (total[:-1] / total[-1].clamp_min(1)).tolist()
+    means = (total[:-1] / total[-1]).tolist()
     return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means)}
 
 
@@ -217,8 +221,12 @@ def _build_model(inputs: LoopInputs, index: EventIndex, train: NDArray[np.int64]
     return model
 
 
-def _validation_events(index: EventIndex, num_events: int | None) -> NDArray[np.int64]:
-    """The validation events of lowest hash; all where there are fewer than asked for."""
+def validation_events(index: EventIndex, num_events: int | None) -> NDArray[np.int64]:
+    """The validation events of lowest hash; all where there are fewer than asked for.
+
+    Raises:
+        NotEnoughDataError: there are none.
+    """
     members = select_events(index, "validation")
     return members if num_events is None else members[:num_events]
 

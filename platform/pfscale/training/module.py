@@ -20,6 +20,7 @@ class TaskModule(nn.Module):
         self.is_encoder_frozen = trainable == "heads"
         if self.is_encoder_frozen:
             model.encoder.requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True) -> TaskModule:
         super().train(mode)

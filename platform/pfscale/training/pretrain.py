@@ -7,7 +7,7 @@ from pfscale.models.mlpf import MlpfConfig
 from pfscale.shards.manifest import load_manifest
 from pfscale.tracking.runs import connect
 from pfscale.training.config import TrainingConfig
-from pfscale.training.launch import Launch, run_training
+from pfscale.training.launch import TRAINING_VERSION, Launch, run_training
 from pfscale.training.run import Run
 
 
@@ -27,5 +27,6 @@ def pretrain(config: PretrainConfig) -> Run:
     """
     manifest = load_manifest(config.data.shards)
     tracker = connect(config.run.tracking_uri, config.run.experiment)
-    launch = Launch(verb="pretrain", config=config, model=config.model, fingerprint=fingerprint(config, data=manifest.hash))
+    digest = fingerprint(config, data=manifest.hash, version=TRAINING_VERSION)
+    launch = Launch(verb="pretrain", config=config, model=config.model, fingerprint=digest)
     return run_training(launch, tracker)

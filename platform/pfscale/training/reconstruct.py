@@ -20,7 +20,7 @@ from pfscale.shards.ragged import from_arrow
 from pfscale.shards.sources import expand_sources
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.inference import Prediction, run_model
-from pfscale.training.lookup import load_model
+from pfscale.training.lookup import load_model, mismatches
 
 CHUNK_EVENTS = 512
 _CANDIDATE_FIELDS = {
@@ -80,14 +80,12 @@ def reconstruct(
     table = find_detector(detector or bundle.card["detector"])
     paths = expand_sources(sources)
     targets = _claim(Path(output), paths)
-    notes: list[str] = []
-    if table.name != bundle.card["detector"]:
-        notes.append(f"the model was trained on {bundle.card['detector']}, the files are read as {table.name}")
+    notes: dict[str, None] = {}  # each once, in order
     num_events = num_candidates = 0
     for path, target in zip(paths, targets, strict=True):
         with open_source(path) as source:
-            note = _mismatch(bundle, source.metadata.get("simulation", table.simulation), path)
-            notes += [note] if note else []
+            simulation = source.metadata.get("simulation", table.simulation)
+            notes |= dict.fromkeys(mismatches(bundle.card, detector=table.name, simulation=simulation, what=Path(path).name))
             events, candidates = _reconstruct_file(bundle, source, table, target, latents=latents, progress=progress)
         num_events, num_candidates = num_events + events, num_candidates + candidates
     return Reconstruction(model, tuple(targets), num_events, num_candidates, tuple(notes))
@@ -165,13 +163,6 @@ def _claim(output: Path, paths: Sequence[str]) -> list[Path]:
         )
     output.mkdir(parents=True, exist_ok=True)
     return [output / name for name in names]
-
-
-def _mismatch(bundle: Bundle, simulation: str, path: str) -> str | None:
-    trained = bundle.card["simulation"]
-    if trained == simulation:
-        return None
-    return f"the model was trained on {trained} simulation, {Path(path).name} is {simulation}: its candidates may be off"
 
 
 def _list_of(kind: pa.DataType) -> pa.DataType:

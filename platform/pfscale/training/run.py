@@ -18,6 +18,7 @@ class Run:
         model: the registered version, if one was registered.
         link: how to open the run in MLflow.
         resumed: it was finished before, and only looked up.
+        notes: what to keep in mind: a model and data that were not made for each other.
         history: "train" and "validation" -> (step, loss).
     """
 
@@ -29,12 +30,17 @@ class Run:
     model: ModelVersion | None
     link: str
     resumed: bool = False
+    notes: tuple[str, ...] = ()
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """Three lines for the terminal: what ran, how it ended, where to look."""
-        shown = ("validation_loss", "mlpf/jet_response_median", "mlpf/jet_response_iqr_over_median", "mlpf/met_resolution")
-        figures = ", ".join(f"{name.rpartition('/')[2]} {self.metrics[name]:.4g}" for name in shown if name in self.metrics)
+        """Three lines for the terminal (and one per warning): what ran, how it ended, where to look."""
+        shown = (
+            *("validation_loss", "mlpf/jet_response_median", "mlpf/jet_response_iqr_over_median", "mlpf/met_resolution"),
+            *("plain_sum/met_resolution", "latents_linear/met_resolution", "truth_targets/met_resolution"),
+        )
+        figures = ", ".join(f"{name} {self.metrics[name]:.4g}" for name in shown if name in self.metrics)
         model = f"registered as {self.model.uri}" if self.model else "not registered"
         note = " (was already finished)" if self.resumed else ""
-        return f"{self.name}{note}: {model}\n{figures or 'no metrics'}\n{self.link}"
+        warnings = [f"warning: {text}" for text in self.notes]
+        return "\n".join([f"{self.name}{note}: {model}", figures or "no metrics", self.link, *warnings])

@@ -1,0 +1,98 @@
+"""The folder of a run: claimed by one process at a time, and holding the record of a finished run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pfscale.config import RunConfig
+from pfscale.errors import ResourceError, TrainingError
+from pfscale.ray_cluster import is_job_copy
+from pfscale.tracking.registry import ModelVersion
+from pfscale.tracking.runs import Tracker
+from pfscale.training.run import Run
+
+RECORD, LOCK, WORKERS = "run.json", ".lock", "workers.json"
+
+
+def storage_folder(run: RunConfig) -> Path:
+    """The local folder of a run section's storage.
+
+    Raises:
+        ResourceError: a remote address (only folders that all nodes share are supported so far), or a relative one inside a job.
+    """
+    if "://" in run.storage:
+        raise ResourceError("run.storage must be a folder", where=run.storage, hint="give a folder that every node can reach")
+    if not Path(run.storage).is_absolute() and is_job_copy():
+        raise ResourceError(
+            "a relative path inside a submitted job is deleted with the job",
+            where=run.storage,
+            hint="run.storage=$PWD/runs, an absolute path",
+        )
+    return Path(run.storage).resolve()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds the run's folder: a second process with the same run is refused until this one ends, however it ends.
+
+    Raises:
+        ResourceError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResourceError(
+                "this run is in progress in another process", where=str(folder), hint="wait for it, or end it first"
+            ) from None
+        yield
+
+
+def require_same_workers(folder: Path, num_workers: int) -> None:
+    """Notes with how many workers a run was started; a resumed run must have as many: ZeRO's checkpoints are cut to them.
+
+    Raises:
+        TrainingError: the run was started with another number.
+    """
+    record = folder / WORKERS
+    if record.is_file():
+        started = int(json.loads(record.read_text()))
+        if started != num_workers:
+            raise TrainingError(
+                f"this run was started with run.num_workers={started}, not {num_workers}",
+                where=str(folder),
+                hint=f"resume with run.num_workers={started}, or delete the folder to start afresh",
+            )
+    record.write_text(json.dumps(num_workers))
+
+
+def read_finished(folder: Path, tracker: Tracker, fingerprint: str) -> Run | None:
+    """The run that finished in `folder` before, if it is the one that MLflow knows as finished and its model is still there."""
+    record = folder / RECORD
+    if not record.is_file():
+        return None
+    values = json.loads(record.read_text())
+    if values["fingerprint"] != fingerprint or tracker.find_finished(fingerprint) != values["run_id"]:
+        return None
+    model, checkpoint = values.pop("model"), Path(values.pop("checkpoint"))
+    if not checkpoint.is_dir():
+        return None
+    version = ModelVersion(**{**model, "aliases": tuple(model["aliases"])}) if model else None
+    return Run(**{**values, "notes": tuple(values["notes"])}, model=version, checkpoint=checkpoint, resumed=True)
+
+
+def write_finished(run: Run) -> None:
+    """Keeps the finished run beside its model, so that submitting the same thing again returns it."""
+    if run.checkpoint is None:
+        return
+    model = {**vars(run.model), "tags": dict(run.model.tags)} if run.model else None
+    values = {**vars(run), "model": model, "checkpoint": str(run.checkpoint)}
+    values.pop("resumed")
+    draft = run.checkpoint.parent / f"{RECORD}.draft"
+    draft.write_text(json.dumps(values))
+    draft.replace(run.checkpoint.parent / RECORD)

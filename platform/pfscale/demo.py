@@ -41,8 +41,8 @@ class DemoSize:
     cld_events: int = 2000
     small: int = 150
     large: int = 1200
-    pretrain_steps: int = 1000
-    transfer_steps: int = 250
+    pretrain_steps: int = 900
+    transfer_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ def run_demo(output: str | Path = "pfscale-demo", *, size: DemoSize | None = Non
     _claim(output)
     run = RunConfig(storage=str(output / "runs"), tracking_uri=f"sqlite:///{output}/mlflow.db", experiment="demo", num_workers=0)
     stages = _Stages(console)
-    with ray_cluster():
-        shards = _make_data(output, size, stages)
-        result = _learn(output, size, shards, run, stages)
+    shards = _make_data(output, size, stages)
+    result = _learn(output, size, shards, run, stages)
     _figures(result)
     _show(result, console)
     return result
@@ -115,10 +114,11 @@ def _make_data(output: Path, size: DemoSize, stages: _Stages) -> dict[str, Path]
     from pfscale.shards.ingest import ingest
     from pfscale.simulation.simulate import simulate
 
-    shards = {}
-    for detector, num_events in (("clic", size.clic_events), ("cld", size.cld_events)):
+    files: dict[str, list[Path]] = {}
+    num_events_of = {"clic": size.clic_events, "cld": size.cld_events}
+    for detector, num_events in num_events_of.items():
         with stages.stage(f"simulate {num_events} ttbar events in {detector}", total=num_events) as progress:
-            files = simulate(
+            files[detector] = simulate(
                 detector=detector,
                 process="ttbar",
                 num_events=num_events,
@@ -128,9 +128,11 @@ def _make_data(output: Path, size: DemoSize, stages: _Stages) -> dict[str, Path]
                 events_per_file=500,
                 progress=progress,
             )
-        shards[detector] = output / "shards" / detector
-        with stages.stage(f"ingest {detector}: ROOT to shards", total=num_events) as progress:
-            ingest([str(f) for f in files], detector=detector, output=shards[detector], process="ttbar", progress=progress)
+    shards = {detector: output / "shards" / detector for detector in files}
+    with ray_cluster():
+        for detector, folder in shards.items():
+            with stages.stage(f"ingest {detector}: ROOT to shards", total=num_events_of[detector]) as progress:
+                ingest([str(f) for f in files[detector]], detector=detector, output=folder, process="ttbar", progress=progress)
     return shards
 
 

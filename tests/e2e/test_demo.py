@@ -27,8 +27,8 @@ def test_the_demo_runs_the_whole_chain_and_goes_on_where_it_was(tmp_path: Path) 
     for row in (
         "CLIC pre-trained",
         "CLD zero-shot",
-        "CLD scratch, 20 events",
-        "CLD full, 60 events",
+        "CLD scratch",
+        "CLD full",
         "truth targets",
         "missing-momentum head",
         "mlflow ui",

@@ -198,14 +198,16 @@ def transfer_curves(
         if np.isfinite(reference.error):
             axes.axhspan(reference.value - reference.error, reference.value + reference.error, color=style.colour, alpha=0.12, linewidth=0)
         numbers.setdefault(key, {"value": reference.value, "error": reference.error})
-    axes.set(xlabel="Target events used for training", ylabel=axis_label(metric, unit), title=title)
+    axes.set(xlabel="Training events of the target detector", ylabel=axis_label(metric, unit), title=title)
     if curves:
         ticks = sorted({p.num_events for p in points if p.mode in curves})
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     if numbers:
-        errors_are = f"mean ± standard deviation of up to {num_seeds} seeds" if num_seeds > 1 else "one seed; errors as given by the metric"
+        has_errors = any(np.isfinite(p.error) for p in points)
+        one_seed = "one seed; errors: bootstrap over events" if has_errors else "one seed, no uncertainty shown"
+        errors_are = f"mean ± standard deviation of up to {num_seeds} seeds" if num_seeds > 1 else one_seed
         figure.legend(loc="outside lower center", ncols=2, title=errors_are)
     else:
         say_empty(axes, "no trainings")

@@ -2,6 +2,8 @@ r"""Turns EDM4hep ROOT files into Parquet shards and a manifest.
 
 ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/ingest.py \
     "$PWD/root/*.root" --detector clic --output $PWD/shards/clic
+
+Expected on two cores: 15 s for 3,000 ttbar events, "3000 events"; the real CLD event in tests/data: 17 s as a job, "1 event".
 """
 
 import sys

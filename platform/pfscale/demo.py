@@ -61,6 +61,11 @@ class DemoResult:
     num_candidates: int | None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def best(self) -> Run:
+        """The transfer that was registered."""
+        return next(run for run in self.transfers.values() if run.model is not None)
+
 
 def run_demo(output: str | Path = "pfscale-demo", *, size: DemoSize | None = None, console: Console | None = None) -> DemoResult:
     """Runs the whole chain below `output` and prints its table; started again, it goes on where it stopped.
@@ -94,9 +99,9 @@ class _Stages:
         columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         begin = time.perf_counter()
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-            task = progress.add_task(name, total=total or 1)
+            task = progress.add_task(name, total=total)  # without a total the bar pulses
             yield lambda amount: progress.advance(task, amount)
-            progress.update(task, completed=total or 1)
+            progress.update(task, total=total or 1, completed=total or 1)
         self.seconds[name] = time.perf_counter() - begin
         if not self.console.is_terminal:
             self.console.print(f"{name:<48} {self.seconds[name]:6.1f} s")
@@ -212,6 +217,7 @@ def real_event() -> Path | None:
 def _figures(result: DemoResult) -> None:
     """Writes the demo's figures, and their numbers, to <output>/figures."""
     from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
+    from pfscale.training.display import show_event
 
     folder = result.output / "figures"
     folder.mkdir(exist_ok=True)
@@ -227,6 +233,12 @@ def _figures(result: DemoResult) -> None:
             if metric in run.metrics
         ]
         drawn[f"transfer_{metric.rpartition('/')[2]}.png"] = transfer_curves(points, metric=label, unit=unit)
+    event = real_event()
+    if event is not None and result.best.checkpoint is not None:
+        folder_of_model = str(result.best.checkpoint)
+        drawn["real_cld_event.png"] = show_event(
+            folder_of_model, event, tracking_uri="", title="CLD full simulation, Z(νν)H(bb) at 240 GeV"
+        )
     for name, (figure, numbers) in drawn.items():
         figure.savefig(folder / name, dpi=150)
         (folder / name).with_suffix(".json").write_text(json.dumps(numbers, indent=1))

@@ -18,6 +18,7 @@ from pfscale.config import RunConfig
 from pfscale.errors import InputFileError, ModelNotFoundError, OutputExistsError
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
+from pfscale.training.display import show_event
 from pfscale.training.evaluate import evaluate
 from pfscale.training.pretrain import PretrainConfig, pretrain
 from pfscale.training.reconstruct import reconstruct
@@ -133,3 +134,11 @@ def test_evaluate_shows_the_model_beside_the_ceiling(registry: str, make_shards:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(result.table())
     assert "truth targets" in console.export_text()
+
+
+def test_a_picture_shows_what_the_file_and_the_model_found(registry: str) -> None:
+    """Catches panels of another event, or a baseline drawn as the model's."""
+    figure, numbers = show_event("mlpf-cld@candidate", REAL_EVENT, tracking_uri=registry)
+    assert (numbers["tracks"], numbers["clusters"], numbers["rule-based"]["particles"]) == (24, 48, 52)
+    assert numbers["rule-based"]["energy_sum"] == pytest.approx(114.14, abs=0.01)
+    assert len(figure.axes) == 3

@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb runs, so `pfscale --help` is instant.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def run(argv: list[str]) -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is complete", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _report(error, debug=debug)
@@ -216,6 +218,7 @@ def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Pre-trains a particle-flow model and registers it; repeated, it resumes."""
     from pfscale.training import pretrain as stage
 
+    _say_progress()
     _print_run(stage.pretrain(load_config(stage.PretrainConfig, config, overrides or ())))
 
 
@@ -224,6 +227,7 @@ def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
     """Transfers a registered model to another detector: zero-shot, heads, full or scratch."""
     from pfscale.training import finetune as stage
 
+    _say_progress()
     _print_run(stage.finetune(load_config(stage.FinetuneConfig, config, overrides or ())))
 
 
@@ -237,6 +241,15 @@ def downstream(config: ConfigPath, overrides: Overrides = None) -> None:
 
 def _print_run(finished: Run) -> None:
     out.print(finished.summary(), markup=False)
+
+
+def _say_progress() -> None:
+    """Lets trainings tell on stderr how far they are."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("pfscale")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 @app.command()
@@ -281,11 +294,11 @@ def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
 
     from pfscale.tracking.registry import list_models
 
-    table = Table("model", "alias", "registered", "detector", "simulation", "run")
+    table = Table("model", "alias", "registered", "verb", "parent", "events", "validation loss", "simulation")
     for version in list_models(tracking_uri):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(version.created))
-        row = (version.uri, ", ".join(version.aliases), made, version.tags.get("detector", ""), version.tags.get("simulation", ""))
-        table.add_row(*row, version.run_id)
+        known = (version.tags.get(key, "") for key in ("verb", "parent", "events", "validation_loss", "simulation"))
+        table.add_row(version.uri, ", ".join(version.aliases), made, *known)
     out.print(table if table.row_count else "no model is registered; pfscale pretrain registers one")
 
 

@@ -84,12 +84,19 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
     origins: dict[KeyPath, str] = {}
     if path is not None:
         values, origins = _load_yaml(Path(path), allow_base=True)
-    for override in overrides:
+    mistakes = [f"command line: '{text}' is not of the form key.path=value" for text in overrides if not _is_assignment(text)]
+    for override in filter(_is_assignment, overrides):
         _apply_override(values, origins, override)
     try:
-        return cls.model_validate(_with_default_kinds(cls, values))
+        config = cls.model_validate(_with_default_kinds(cls, values))
     except ValidationError as error:
-        raise ConfigError(_describe(cls, error, origins), hint="all keys with their defaults: pfscale config show VERB") from None
+        mistakes = [*_describe(cls, error, origins), *mistakes]
+    if mistakes:
+        count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the config"
+        raise ConfigError(
+            "\n  ".join([count, *mistakes]), hint="all keys with their defaults: pfscale config show pretrain (or finetune, ...)"
+        )
+    return config
 
 
 def dump_yaml(config: Config) -> str:
@@ -147,10 +154,13 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _is_assignment(override: str) -> bool:
+    key, equals, _ = override.partition("=")
+    return bool(key and equals)
+
+
 def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"'{override}' is not of the form key.path=value", where="command line")
+    key, _, text = override.partition("=")
     path = tuple(key.split("."))
     try:
         value = yaml.safe_load(text)
@@ -179,22 +189,36 @@ def _with_default_kinds(cls: type[BaseModel], values: dict[str, Any]) -> dict[st
     return filled
 
 
-def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, str]) -> str:
-    """Every mistake on its own line: origin, key, what is wrong, what is allowed."""
-    lines = []
+def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, str]) -> list[str]:
+    """Every mistake: origin, key, what is wrong, what is allowed; in the order in which the user wrote them."""
+    order = {origin: number for number, origin in enumerate(origins.values())}
+    found: list[tuple[int, str]] = []
     for item in error.errors(include_url=False):
         key, holder = _locate(cls, tuple(item["loc"]))
         shown = ".".join(str(part) for part in key)
-        where = next((origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins), None)
+        above = (origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins)
+        below = (origin for path, origin in reversed(origins.items()) if path[: len(key)] == key)
+        where = next(above, next(below, None))
         if item["type"] == "extra_forbidden":
             siblings = sorted(holder.model_fields)
             near = closest(str(key[-1]), siblings, count=1)
             text = f"unknown key '{shown}'" + (f", did you mean '{near[0]}'?" if near else f"; known: {', '.join(siblings)}")
         else:
-            text = f"{shown}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item.get('input')!r})"
-        lines.append(f"{where}: {text}" if where else text)
-    count = len(lines)
-    return "\n".join([f"{count} mistake{'s' if count > 1 else ''} in the config", *(f"  {line}" for line in lines)])
+            text = f"{shown}: {_plain(item)}"
+        found.append((order.get(where or "", -1), f"{where}: {text}" if where else text))
+    return [text for _, text in sorted(found, key=lambda item: item[0])]
+
+
+def _plain(item: Any) -> str:
+    """What pydantic found, in words without its own terms."""
+    context = item.get("ctx", {})
+    if item["type"] == "union_tag_invalid":
+        return f"kind {context['tag']!r} is none of {context['expected_tags']}"
+    if item["type"] == "value_error":
+        return str(context["error"])
+    if item["type"] == "model_type":
+        return f"a section with keys of its own, not the value {item['input']!r}"
+    return f"{item['msg'][0].lower()}{item['msg'][1:]} (got {item.get('input')!r})"
 
 
 def _locate(cls: type[BaseModel], loc: KeyPath) -> tuple[KeyPath, type[BaseModel]]:

@@ -36,6 +36,15 @@ def test_every_command_of_the_tour_works(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
+def test_the_readmes_python_reads_what_the_tour_wrote() -> None:
+    """Catches a snippet that no longer fits the files: it is compiled, and its file name is the one that `reconstruct` writes."""
+    text = (ROOT / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(snippet, "README.md", "exec")
+    source = next(command for command in tour() if command.startswith("pfscale reconstruct")).split()[3]
+    assert f"{Path(source).name.removesuffix('.root')}.candidates.parquet" in snippet
+
+
 def test_the_folders_in_the_map_exist() -> None:
     """Catches a map of folders that has gone stale."""
     text = (ROOT / "README.md").read_text()

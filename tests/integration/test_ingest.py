@@ -17,7 +17,7 @@ import pytest
 from pfscale.errors import InputFileError, OutputExistsError, ResourceError, ShardError, UnknownNameError
 from pfscale.shards.ingest import ingest
 from pfscale.shards.inspect import inspect
-from pfscale.shards.manifest import MANIFEST_FILE, load_manifest
+from pfscale.shards.manifest import MANIFEST_FILE, load_manifest, torn_shards
 
 DATA = Path(__file__).parent.parent / "data"
 CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
@@ -79,6 +79,17 @@ def test_rerun_does_nothing_and_other_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes" / "thesis.tex").write_text("do not overwrite")
     with pytest.raises(OutputExistsError):
         ingest(files, detector="cld", output=tmp_path / "notes")
+
+
+def test_a_finished_data_set_mends_a_shard_that_was_damaged_since(tmp_path: Path) -> None:
+    """Catches advice that does nothing: "ingest again" must make the damaged shard anew."""
+    first = ingest([str(LEGACY)], detector="clic", output=tmp_path / "out", rows_per_shard=2)
+    damaged = tmp_path / "out" / first.shards[0].file
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    assert torn_shards(tmp_path / "out", first) == [first.shards[0].file]
+    assert ingest([str(LEGACY)], detector="clic", output=tmp_path / "out", rows_per_shard=2) == first
+    assert damaged.read_bytes() == whole
 
 
 def test_hash_names_the_data_not_the_folder(tmp_path: Path) -> None:

@@ -108,6 +108,17 @@ def test_another_detectors_files_are_read_but_warned_of(registry: str, tmp_path:
     assert any("clic" in note and "cld" in note for note in result.warnings)
 
 
+def test_a_file_that_names_another_detector_is_refused(registry: str, tmp_path: Path) -> None:
+    """Catches CLIC files read with CLD's field and model, without a word."""
+    path = without_truth(REAL_EVENT, tmp_path / "clic.root")
+    with uproot.update(path) as file:
+        file.mktree("pfscale_metadata", {"key": "string", "value": "string"}).extend(
+            {"key": ak.Array(["simulation", "detector"]), "value": ak.Array(["builtin", "clic"])}
+        )
+    with pytest.raises(InputFileError, match="'clic'"):
+        reconstruct("mlpf-cld@candidate", [str(path)], output=tmp_path / "out", tracking_uri=registry)
+
+
 def test_mistakes_leave_nothing_behind(registry: str, tmp_path: Path) -> None:
     """Catches half-written outputs, and folders of other data that are written into."""
     (tmp_path / "text.root").write_text("not a ROOT file")
@@ -130,7 +141,11 @@ def test_evaluate_shows_the_model_beside_the_ceiling(registry: str, make_shards:
     assert result.metrics["truth_targets/jet_response_median"] == pytest.approx(1, abs=1e-4)
     assert {"metrics.json", "jet_response.png", "met_resolution.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert written["mlpf/jet_response_median"] == result.metrics["mlpf/jet_response_median"]
+    assert written["metrics"]["mlpf/jet_response_median"] == result.metrics["mlpf/jet_response_median"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(OutputExistsError):
+        evaluate("mlpf-cld@candidate", shards, output=tmp_path / "mine", tracking_uri=registry)
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(result.table())
     assert "truth targets" in console.export_text()

@@ -69,6 +69,23 @@ def test_loss_falls_and_the_best_model_is_registered(make_shards: Shards, run_co
     assert (card["detector"], card["simulation"]) == ("clic", "builtin")
 
 
+def test_a_training_tells_how_far_it_is_and_whom_it_replaces(
+    make_shards: Shards, run_config: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a training that is mute for hours, and a candidate that is replaced without a word."""
+    from pfscale.training import progress
+
+    monkeypatch.setattr(progress, "_POLL_SECONDS", 0.01)
+    caplog.set_level("INFO", logger="pfscale")
+    pretrain(config(make_shards(), run_config))
+    assert "24 steps" in caplog.text
+    assert "of 24: loss" in caplog.text
+    second = pretrain(config(make_shards(), run_config, seed=2))
+    assert second.model is not None
+    assert second.model.version == 2
+    assert any("@candidate was version 1" in note for note in second.notes)
+
+
 def test_the_same_config_again_returns_the_finished_run(make_shards: Shards, run_config: RunConfig) -> None:
     """Catches a second registration, or a second training, of the same thing."""
     first, second = (pretrain(config(make_shards(), run_config)) for _ in range(2))

@@ -72,8 +72,22 @@ def test_overrides_reach_every_depth_and_change_kinds() -> None:
     """Catches an override that is dropped, or that mixes the fields of two kinds."""
     loaded = load_config(Outer, None, ["inner.width=7", "weather.kind=cold", "weather.frost=false", "run.num_workers=0"])
     assert (loaded.inner.width, loaded.weather, loaded.run.num_workers) == (7, Cold(frost=False), 0)
-    with pytest.raises(ConfigError, match=r"key\.path=value"):
-        load_config(Outer, None, ["inner.width"])
+
+
+def test_mistakes_of_the_command_line_are_told_together_and_in_plain_words() -> None:
+    """Catches a malformed override that hides the others, mistakes without a place, and pydantic's own terms."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, None, ["nonsense", "iner.width=3", "weather.kind=hot", "inner=5", "seed=1.5"])
+    text = str(caught.value)
+    assert text.startswith("5 mistakes")
+    assert all(f"command line ({part})" in text for part in ("iner.width=3", "weather.kind=hot", "inner=5", "seed=1.5"))
+    for expected in (
+        "'nonsense' is not of the form key.path=value",
+        "did you mean 'inner'",
+        "'hot' is none of 'warm', 'cold'",
+        "a section",
+    ):
+        assert expected in text, text
 
 
 @pytest.mark.parametrize("text", ["seed: [1", "- 1\n- 2\n"])

@@ -32,6 +32,7 @@ from pfscale.shards.manifest import (
     SourceRecord,
     content_hash,
     load_manifest,
+    torn_shards,
     write_atomically,
     write_manifest,
 )
@@ -124,7 +125,12 @@ def _check_output(directory: Path, request: str) -> Manifest | None:
     if (directory / MANIFEST_FILE).exists():
         manifest = load_manifest(directory)
         if manifest.request == request:
-            return manifest
+            if not torn_shards(directory, manifest):
+                return manifest
+            # Unfinished again: complete shards are kept, the others made anew.
+            write_atomically(directory / REQUEST_FILE, json.dumps({"request": request}))
+            (directory / MANIFEST_FILE).unlink()
+            return None
         held = (
             f"{manifest.num_events} events of {manifest.detector} from {len(manifest.sources)} other file(s), or read with other settings"
         )
@@ -135,7 +141,10 @@ def _check_output(directory: Path, request: str) -> Manifest | None:
             return None
         raise OutputExistsError("an ingest of other data was begun in this folder and not finished", where=str(directory), hint=hint)
     if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
-        raise OutputExistsError("the folder is not empty and holds no data set", where=str(directory), hint=hint)
+        what = "the folder is not empty and holds no data set"
+        if any(directory.glob("*.parquet")):
+            what = "the folder holds shards without their manifest.json"
+        raise OutputExistsError(what, where=str(directory), hint=hint)
     return None
 
 

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfscale.errors import ShardError
@@ -111,7 +113,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        hint = "ingest into it first: pfscale ingest FILE... --detector NAME --output DIR"
+        hint = "make one: pfscale ingest FILE... --detector NAME --output NEW_DIR"
         raise ShardError("no data set here (there is no manifest.json)", where=str(directory), hint=hint) from None
     except (OSError, ValueError) as error:
         raise ShardError(f"cannot read the manifest ({error})", where=str(path), hint="ingest again into a new folder") from None
@@ -127,6 +129,19 @@ def load_manifest(directory: str | Path) -> Manifest:
         raise ShardError(
             f"the manifest is damaged ({where}: {first['msg']})", where=str(path), hint="ingest again into a new folder"
         ) from None
+
+
+def torn_shards(directory: str | Path, manifest: Manifest) -> list[str]:
+    """The shard files that are missing, cannot be read, or hold another number of events than the manifest says."""
+    torn = []
+    for shard in manifest.shards:
+        try:
+            is_whole = pq.read_metadata(Path(directory) / shard.file).num_rows == shard.num_events
+        except (OSError, pa.ArrowInvalid):
+            is_whole = False
+        if not is_whole:
+            torn.append(shard.file)
+    return torn
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> None:

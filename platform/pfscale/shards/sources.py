@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from pfscale.edm4hep.detectors import Detector
-from pfscale.edm4hep.reader import open_source
+from pfscale.edm4hep.reader import EventSource, open_source
 from pfscale.errors import InputFileError, PfscaleError
 from pfscale.shards.manifest import QuarantinedSource
 
@@ -59,10 +59,7 @@ def examine(path: str, detector: Detector) -> Source | QuarantinedSource:
     """What a source file holds, or why it cannot be used."""
     try:
         with open_source(path) as source:
-            said = source.metadata.get("detector", detector.name)
-            if said != detector.name:
-                hint = f"ingest it with --detector {said}"
-                raise InputFileError(f"the file says that it is from '{said}', not '{detector.name}'", where=path, hint=hint)
+            require_detector(source, detector)
             for collection, why in detector.required.items():
                 if not source.has(collection):
                     raise source.missing(collection, why=why)
@@ -80,6 +77,19 @@ def examine(path: str, detector: Detector) -> Source | QuarantinedSource:
             )
     except InputFileError as error:
         return quarantine(path, error)
+
+
+def require_detector(source: EventSource, detector: Detector) -> None:
+    """Checks a file that says of which detector it is.
+
+    Raises:
+        InputFileError: it is of another one.
+    """
+    said = source.metadata.get("detector", detector.name)
+    if said != detector.name:
+        raise InputFileError(
+            f"the file says that it is from '{said}', not '{detector.name}'", where=source.path, hint=f"give --detector {said}"
+        )
 
 
 def quarantine(path: str, error: PfscaleError) -> QuarantinedSource:

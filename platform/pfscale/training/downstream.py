@@ -25,7 +25,7 @@ from pfscale.tracking.registry import register_model, weights_digest
 from pfscale.tracking.runs import Tracker, connect
 from pfscale.training.evaluate import truth_candidates
 from pfscale.training.inference import event_chunks, run_model
-from pfscale.training.launch import TRAINING_VERSION, ended, loggable
+from pfscale.training.launch import TRAINING_VERSION, ended, flat_params, loggable
 from pfscale.training.lookup import locate_model, mismatches
 from pfscale.training.run import Run
 from pfscale.training.storage import claimed, read_finished, storage_folder, write_finished
@@ -83,9 +83,11 @@ def _fit(config: DownstreamConfig, tracker: Tracker, backbone: Bundle, index: Ev
     manifest = index.manifest
     train, test = select_events(index, "train", config.num_events), select_events(index, "test")
     notes = mismatches(backbone.card, detector=manifest.detector, simulation=manifest.simulation, what="the shards")
-    logger = tracker.start_run(storage.name, fingerprint=digest, tags={"pfscale.verb": "downstream", "pfscale.backbone": config.backbone})
+    about = {"pfscale.detector": manifest.detector, "pfscale.data": manifest.hash, "pfscale.backbone": config.backbone}
+    logger = tracker.start_run(storage.name, fingerprint=digest, tags={"pfscale.verb": "downstream", **about})
     with ended(logger):
         logger.log_config(dump_yaml(loggable(config)))
+        logger.log_params(flat_params(loggable(config).model_dump(mode="json")))
         sample = _sample(backbone, index, train, config.task)
         model = fit(config.task, sample.features, sample.plain, sample.target, seed=config.seed)
         metrics = _metrics(model, _sample(backbone, index, test, config.task), seed=config.seed)
@@ -106,7 +108,8 @@ def _fit(config: DownstreamConfig, tracker: Tracker, backbone: Bundle, index: Ev
         version = None
         if config.register_as:
             name = f"missing-momentum-{manifest.detector}" if config.register_as == "auto" else config.register_as
-            tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint")}
+            tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb")}
+            tags["events"] = str(len(train))
             version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=name, tags=tags)
     run = Run(logger.run_id, storage.name, digest, metrics, bundle, version, logger.link, notes=notes)
     write_finished(run)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
+from pfscale.errors import OutputExistsError
 from pfscale.models.bundle import Bundle
 from pfscale.physics.evaluation import MLPF, RULE_BASED, TRUTH_TARGETS, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.evaluation import Candidates as Particles
@@ -23,6 +24,7 @@ from pfscale.training.inference import event_chunks, run_model
 from pfscale.training.lookup import load_model, mismatches
 
 BASELINE_COLUMNS = tuple(f"baseline.list.element.{name}" for name in ("pdg", "charge", "px", "py", "pz", "energy"))
+METRICS_FILE = "metrics.json"
 _BOOTSTRAP_SEED = 1
 
 
@@ -73,8 +75,10 @@ def evaluate(
         output: folder for metrics.json and the figures; nothing is written without it.
 
     Raises:
-        ModelNotFoundError, ShardError, NotEnoughDataError.
+        ModelNotFoundError, ShardError, NotEnoughDataError, OutputExistsError.
     """
+    if output is not None:
+        _require_own(Path(output))
     bundle = load_model(model, tracking_uri=tracking_uri)
     index = load_index(shards)
     members = select_events(index, split, num_events)
@@ -87,9 +91,19 @@ def evaluate(
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Writes metrics.json and the figures into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2, sort_keys=True))
+    (folder / METRICS_FILE).write_text(json.dumps({"title": evaluation.title, "metrics": evaluation.metrics}, indent=2, sort_keys=True))
     for name, figure in evaluation.figures().items():
         figure.savefig(folder / name, dpi=150)
+
+
+def _require_own(folder: Path) -> None:
+    """Checks that the folder is new, empty, or holds an earlier evaluation, which may be replaced.
+
+    Raises:
+        OutputExistsError: it holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / METRICS_FILE).is_file())):
+        raise OutputExistsError("the folder holds other files", where=str(folder), hint="choose a new --output")
 
 
 def evaluate_bundle(

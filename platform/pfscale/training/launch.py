@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import warnings
@@ -16,23 +17,25 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import Config, RunConfig, dump_yaml
-from pfscale.errors import PfscaleError, TrackingError
+from pfscale.errors import ModelNotFoundError, PfscaleError, TrackingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import ray_cluster, require_resources
 from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
-from pfscale.tracking.registry import ModelVersion, register_model
+from pfscale.tracking.registry import ModelVersion, register_model, resolve
 from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.tracking.store import shown
 from pfscale.training.config import TrainingConfig
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
 from pfscale.training.loop import BEST, STATE, LoopInputs, run_loop, validation_events
+from pfscale.training.progress import told
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.storage import claimed, read_finished, require_same_workers, storage_folder, write_finished
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
+_log = logging.getLogger(__name__)
 TRAINING_VERSION = "1"  # to be raised when the same config and data give other weights: old runs then count as other runs
 _PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
 
@@ -88,7 +91,9 @@ def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) ->
         logged = loggable(config)
         logger.log_config(dump_yaml(logged))
         logger.log_json(manifest.model_dump(mode="json"), "manifest.json")
-        logger.log_params({**_flat(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
+        logger.log_params(
+            {**flat_params(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}}
+        )
         # Workers start in folders of their own.
         data = config.data.model_copy(update={"shards": str(Path(config.data.shards).resolve())})
         inputs = LoopInputs(
@@ -96,10 +101,12 @@ def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) ->
             model=launch.model,
             tracker=tracker,
             run_id=logger.run_id,
+            folder=folder,
             backbone=launch.backbone_folder,
             trainable=launch.trainable,
         )
-        with _trained(inputs, folder) as checkpoint:
+        _log.info("%s: %d steps; watch it with: %s", launch.name, config.optimisation.num_steps, logger.link)
+        with told(folder, num_steps=config.optimisation.num_steps), _trained(inputs, folder) as checkpoint:
             state = json.loads((checkpoint / STATE).read_text())
             weights = safetensors.torch.load_file(checkpoint / BEST)
         bundle = folder / "model"
@@ -119,10 +126,12 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     for name, figure in evaluation.figures().items():
         logger.log_figure(figure, f"figures/{name}")
     logger.log_figure(figures.learning_curves(history)[0], "figures/learning_curves.png")
-    logger.log_metrics({k: v for k, v in metrics.items() if math.isfinite(v)}, step=int(state["step"]))
-    card = {**bundle.card, "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)}}
+    finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+    logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=int(state["step"]))
+    card = {**bundle.card, "metrics": finite}
     save_bundle(bundle_folder, launch.model, bundle.model.state_dict(), card)
-    version = _register(launch, tracker, logger.run_id, bundle_folder)
+    notes = list(launch.notes)
+    version = _register(launch, tracker, logger.run_id, bundle_folder, notes)
     run = Run(
         run_id=logger.run_id,
         name=launch.name,
@@ -131,7 +140,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
         checkpoint=bundle_folder,
         model=version,
         link=logger.link,
-        notes=launch.notes,
+        notes=tuple(notes),
         history=history,
     )
     write_finished(run)
@@ -221,20 +230,30 @@ def _worker(config: dict[str, Any]) -> PfscaleError | None:
     return None
 
 
-def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path) -> ModelVersion | None:
+def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes: list[str]) -> ModelVersion | None:
+    """The registered version, None where none is asked for; adds to `notes` which version was the candidate before."""
     name, card = launch.config.register_as, load_bundle(bundle).card
     if not name:
         return None
     name = f"mlpf-{card['detector']}" if name == "auto" else name
-    tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint")}
-    return register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags)
+    tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb")}
+    tags["events"], tags["validation_loss"] = str(card["num_train_events"]), f"{card['metrics']['validation_loss']:.4g}"
+    try:
+        before = resolve(tracker.uri, f"{name}@candidate")
+    except ModelNotFoundError:
+        before = None
+    version = register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags)
+    if before is not None and before.version < version.version:
+        notes.append(f"{name}@candidate was version {before.version} (validation loss {before.tags.get('validation_loss', 'unknown')})")
+    return version
 
 
 def _registered_as_asked(launch: Launch, tracker: Tracker, finished: Run) -> Run:
     """A finished run, registered now if it was not, or under another name."""
     assert finished.checkpoint is not None
-    version = _register(launch, tracker, finished.run_id, finished.checkpoint)
-    return replace(finished, model=version or finished.model)
+    notes = list(finished.notes)
+    version = _register(launch, tracker, finished.run_id, finished.checkpoint, notes)
+    return replace(finished, model=version or finished.model, notes=tuple(notes))
 
 
 def _card(launch: Launch, index: EventIndex, state: dict[str, Any]) -> dict[str, Any]:
@@ -256,11 +275,12 @@ def _card(launch: Launch, index: EventIndex, state: dict[str, Any]) -> dict[str,
     }
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_params(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested mappings, as MLflow's parameters want it."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flat_params(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

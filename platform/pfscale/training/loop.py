@@ -35,6 +35,7 @@ from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Engine, learning_rate, make_engine
 from pfscale.training.module import TaskModule
+from pfscale.training.progress import write_progress
 from pfscale.training.session import Session, World
 
 BEST, STATE = "best.safetensors", "state.json"
@@ -47,6 +48,7 @@ class LoopInputs:
 
     Attributes:
         model: architecture.
+        folder: of the run, shared by all nodes.
         backbone: folder of the bundle to start from; None: random initialisation.
         trainable: `all` or `heads` (the encoder stays as it is, in evaluation mode, without weight decay).
     """
@@ -55,6 +57,7 @@ class LoopInputs:
     model: MlpfConfig
     tracker: Tracker
     run_id: str
+    folder: Path
     backbone: Path | None = None
     trainable: str = "all"
 
@@ -113,7 +116,7 @@ def _train(
 ) -> None:
     config, last = inputs.config, inputs.config.optimisation.num_steps
     recent = _Recent(state.recent, session)
-    committed = state.step
+    committed = resumed_from = state.step
     for rows, events in _steps(index, train, config, start=state.step):
         if state.step >= last:
             break
@@ -134,6 +137,8 @@ def _train(
                 speed = {"learning_rate": rate, "elements_per_second": state.elements / max(state.seconds, 1e-9)}
                 logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **speed}, step=state.step)
             state.history["train"].append((state.step, means["loss"]))
+            if session.rank == 0:
+                _report_progress(inputs.folder, state, resumed_from)
         if state.step % config.optimisation.evaluate_every == 0 or state.step == last:
             losses = evaluate_loss(engine, index, validation, session, tokens=config.data.tokens_per_step)
             if not math.isfinite(losses["loss"]):
@@ -289,6 +294,18 @@ def _check_finite(terms: Tensor, norm: float, uid: NDArray[np.uint64], *, step: 
 def _sum_over_workers(values: Tensor, world: World) -> None:
     if world.world_size > 1:
         dist.all_reduce(values)
+
+
+def _report_progress(folder: Path, state: LoopState, resumed_from: int) -> None:
+    validation = state.history["validation"]
+    write_progress(
+        folder,
+        step=state.step,
+        resumed_from=resumed_from,
+        loss=state.history["train"][-1][1],
+        validation_loss=validation[-1][1] if validation else None,
+        elements_per_second=state.elements / max(state.seconds, 1e-9),
+    )
 
 
 def _report(state: LoopState) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pfscale.errors import OutputExistsError, PfscaleError
 from pfscale.models.bundle import Bundle
 from pfscale.shards.events import extract_events
 from pfscale.shards.ragged import from_arrow
-from pfscale.shards.sources import expand_sources
+from pfscale.shards.sources import expand_sources, require_detector
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.inference import Prediction, run_model
 from pfscale.training.lookup import load_model, mismatches
@@ -84,6 +84,7 @@ def reconstruct(
     num_events = num_candidates = 0
     for path, target in zip(paths, targets, strict=True):
         with open_source(path) as source:
+            require_detector(source, table)
             simulation = source.metadata.get("simulation", table.simulation)
             notes |= dict.fromkeys(mismatches(bundle.card, detector=table.name, simulation=simulation, what=Path(path).name))
             events, candidates = _reconstruct_file(bundle, source, table, target, latents=latents, progress=progress)

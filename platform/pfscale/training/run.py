@@ -18,7 +18,7 @@ class Run:
         model: the registered version, if one was registered.
         link: how to open the run in MLflow.
         resumed: it was finished before, and only looked up.
-        notes: what to keep in mind: a model and data that were not made for each other.
+        notes: what to keep in mind: a model and data that were not made for each other, a candidate that was replaced.
         history: "train" and "validation" -> (step, loss).
     """
 
@@ -34,13 +34,17 @@ class Run:
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """Three lines for the terminal (and one per warning): what ran, how it ended, where to look."""
+        """Three lines for the terminal (and one per note): what ran, how it ended, where to look."""
         shown = (
             *("validation_loss", "mlpf/jet_response_median", "mlpf/jet_response_iqr_over_median", "mlpf/met_resolution"),
             *("plain_sum/met_resolution", "latents_linear/met_resolution", "truth_targets/met_resolution"),
         )
-        figures = ", ".join(f"{name} {self.metrics[name]:.4g}" for name in shown if name in self.metrics)
+        figures = ", ".join(self._with_error(name) for name in shown if name in self.metrics)
         model = f"registered as {self.model.uri}" if self.model else "not registered"
         note = " (was already finished)" if self.resumed else ""
-        warnings = [f"warning: {text}" for text in self.notes]
+        warnings = [f"note: {text}" for text in self.notes]
         return "\n".join([f"{self.name}{note}: {model}", figures or "no metrics", self.link, *warnings])
+
+    def _with_error(self, name: str) -> str:
+        error = self.metrics.get(f"{name}_error")
+        return f"{name} {self.metrics[name]:.4g}" + (f" ± {error:.2g}" if error is not None else "")

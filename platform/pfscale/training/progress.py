@@ -1,0 +1,63 @@
+"""What a training says while it runs: rank 0 leaves its last figures in the run's folder, the driver tells them through `logging`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+PROGRESS = "progress.json"
+_POLL_SECONDS = 1.0
+_SAY_SECONDS = 10.0
+
+
+def write_progress(
+    folder: Path, *, step: int, resumed_from: int, loss: float, validation_loss: float | None, elements_per_second: float
+) -> None:
+    """Replaces the run's last figures; `validation_loss` is the latest."""
+    values = {
+        "step": step,
+        "resumed_from": resumed_from,
+        "loss": loss,
+        "validation_loss": validation_loss,
+        "elements_per_second": elements_per_second,
+    }
+    draft = folder / f".{PROGRESS}"
+    draft.write_text(json.dumps(values))
+    draft.replace(folder / PROGRESS)
+
+
+@contextmanager
+def told(folder: Path, *, num_steps: int) -> Iterator[None]:
+    """While it lasts, a line every ten seconds about the training in `folder`, wherever its workers are."""
+    (folder / PROGRESS).unlink(missing_ok=True)
+    ended = threading.Event()
+    thread = threading.Thread(target=_tell, args=(folder, num_steps, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _tell(folder: Path, num_steps: int, ended: threading.Event) -> None:
+    said_step, said_at, has_resumed = -1, 0.0, False
+    while not ended.wait(_POLL_SECONDS):
+        try:
+            values = json.loads((folder / PROGRESS).read_text())
+        except FileNotFoundError:
+            continue
+        if values["resumed_from"] and not has_resumed:
+            has_resumed = True
+            _log.info("goes on from step %d", values["resumed_from"])
+        if values["step"] != said_step and time.monotonic() - said_at > _SAY_SECONDS:
+            said_step, said_at = values["step"], time.monotonic()
+            validation = "" if values["validation_loss"] is None else f", validation {values['validation_loss']:.3f}"
+            rate = values["elements_per_second"]
+            _log.info("step %d of %d: loss %.3f%s, %.0f elements/s", said_step, num_steps, values["loss"], validation, rate)

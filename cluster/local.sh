@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A one-node Ray head of your own: own ports, token on, stopped by its own pid only (`ray stop` would stop every Ray of the machine).
-#   cluster/local.sh start     about 10 s; prints the lines to paste into the shell that submits jobs
+#   cluster/local.sh start     about 5 s; prints the lines to paste into the shell that submits jobs
 #   cluster/local.sh status    says whether it runs (exit code 0) or not (3)
 #   cluster/local.sh stop      ends this head and waits until its processes are gone
 # Environment: PFSCALE_CLUSTER_DIR (state; default cluster/.local), PFSCALE_GCS_PORT and PFSCALE_DASHBOARD_PORT (default: free ones),

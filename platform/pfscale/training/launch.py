@@ -17,7 +17,7 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import Config, RunConfig, dump_yaml
-from pfscale.errors import ModelNotFoundError, PfscaleError, TrackingError
+from pfscale.errors import ModelNotFoundError, TrackingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import ray_cluster, require_resources
@@ -199,7 +199,7 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=run.num_workers,
                 use_gpu=run.use_gpu,
-                resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
+                resources_per_worker=bundle,
             ),
             run_config=ray.train.RunConfig(
                 name=f"{folder.name}-train",
@@ -210,24 +210,18 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
         )
         result = trainer.fit()
-        if isinstance(result.return_value, PfscaleError):
-            raise result.return_value
         with result.checkpoint.as_directory() as checkpoint:
             yield Path(checkpoint)
 
 
-def _worker(config: dict[str, Any]) -> PfscaleError | None:
-    """What a Ray Train worker runs; an error that would come again is returned, for Ray retries what is raised."""
+def _worker(config: dict[str, Any]) -> None:
+    """What a Ray Train worker runs. Whatever goes wrong is raised: Ray then ends the others, which would else wait for this one."""
     import torch
 
     inputs: LoopInputs = config["inputs"]
     run = inputs.config.run
     torch.set_num_threads(run.threads_per_worker or max(1, int(run.cpus_per_worker)))
-    try:
-        run_loop(inputs, RaySession())
-    except PfscaleError as error:
-        return error
-    return None
+    run_loop(inputs, RaySession())
 
 
 def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes: list[str]) -> ModelVersion | None:

@@ -281,7 +281,8 @@ def _in_chunks(index: EventIndex, members: NDArray[np.int64], *, size: int = 409
 
 
 def _check_finite(terms: Tensor, norm: float, uid: NDArray[np.uint64], *, step: int) -> None:
-    if bool(torch.isfinite(terms).all()) and math.isfinite(norm):
+    # DeepSpeed's ZeRO optimizers give -1 for a norm that is not finite.
+    if bool(torch.isfinite(terms).all()) and math.isfinite(norm) and norm >= 0:
         return
     named = {name: float(value) for name, value in zip(LOSS_TERMS, terms, strict=True)}
     raise TrainingError(

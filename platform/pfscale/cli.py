@@ -25,7 +25,8 @@ from pfscale.errors import InputFileError, PfscaleError, unknown_name
 if TYPE_CHECKING:
     from pfscale.training.run import Run
 
-INTERRUPTED, UNEXPECTED, QUARANTINED = 130, 1, 3
+# Exit codes beside 0 and PfscaleError.exit_code (2): all files used but some set aside, data that do not pass their gates
+INTERRUPTED, UNEXPECTED, QUARANTINED, GATES_FAILED = 130, 1, 3, 4
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 app = typer.Typer(
@@ -173,17 +174,38 @@ def simulate(
 
 @app.command()
 def ingest(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="ROOT files, globs or URLs")],
-    output: Output,
-    detector: Detector,
+    output: Annotated[str, typer.Option("--output", "-o", help="folder or URL to write")],
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="ROOT files, globs or URLs; none with --check")] = None,
+    detector: Annotated[str | None, typer.Option(help="clic, cld or idea; its table names collections, field and calorimeters")] = None,
     process: Annotated[str, typer.Option(help="physics process, where the files do not say")] = "",
     simulation: Annotated[str | None, typer.Option(help="builtin, geant4 or fast, where the files do not say")] = None,
     workers: Workers = 0,
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file instead of setting it aside")] = False,
+    check: Annotated[bool, typer.Option("--check", help="then run the physics gates; without FILE: on the data set in --output")] = False,
 ) -> None:
-    """ROOT files to Parquet shards and a manifest; exit code 3 where files were set aside."""
+    """ROOT files to Parquet shards and a manifest.
+
+    Exit code 3 where files were set aside, 4 where the data fail a gate of --check (whose figures are in checks/ beside the shards).
+    """
+    if not files and not check:
+        raise InputFileError("no FILE to read", hint="name ROOT files, or --check to check the data set in --output")
+    quarantined = _make_shards(files, output, detector, process, simulation, workers, strict) if files else False
+    if check and not _check(output):
+        raise typer.Exit(GATES_FAILED)
+    if quarantined:
+        raise typer.Exit(QUARANTINED)
+
+
+def _make_shards(
+    files: list[str], output: str, detector: str | None, process: str, simulation: str | None, workers: int, strict: bool
+) -> bool:
+    """Whether files were set aside, after telling of them and of what was made."""
     from pfscale.shards.ingest import ingest as make_shards
 
+    if detector is None:
+        from pfscale.edm4hep.detectors import DETECTORS
+
+        raise InputFileError("--detector is missing: files do not say whose they are", hint=f"one of {', '.join(DETECTORS)}")
     with _progress(f"ingest {detector}") as progress:
         manifest = make_shards(
             files,
@@ -198,16 +220,26 @@ def ingest(
     out.print(f"{manifest.num_events} event{'s' * (manifest.num_events != 1)}: {output}")
     for bad in manifest.quarantined:
         print(f"set aside: {bad.path}: {bad.reason}" + (f"\n  -> {bad.hint}" if bad.hint else ""), file=sys.stderr)
-    if manifest.quarantined:
-        raise typer.Exit(QUARANTINED)
+    return bool(manifest.quarantined)
+
+
+def _check(folder: str) -> bool:
+    """Whether the data set fails no gate, after printing the gates."""
+    from pfscale.report.data_checks import write_checks
+
+    with _progress(f"check {folder}") as progress:
+        checks, written = write_checks(folder, progress=progress)
+    out.print(checks.table())
+    out.print(f"figures and numbers: {written}", markup=False)
+    return not checks.failed
 
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="shards")],
-    event: Annotated[int | None, typer.Option(help="one event as a table")] = None,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="shards: a folder or URL")],
+    event: Annotated[str | None, typer.Option(help="one event as a table: its number, uid:UID or FILE:ENTRY")] = None,
 ) -> None:
-    """Counts, splits and sources of a folder of shards, or one event."""
+    """Counts, splits, classes, jets and sources of a folder of shards, or one event."""
     from pfscale.shards.inspect import inspect as describe
 
     out.print(describe(folder, event))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pfscale.errors import InputFileError, OutputExistsError, ResourceError, ShardError, UnknownNameError
+from pfscale.shards.events import EXTRACTION_VERSION
 from pfscale.shards.ingest import ingest
 from pfscale.shards.inspect import inspect
-from pfscale.shards.manifest import MANIFEST_FILE, load_manifest, torn_shards
+from pfscale.shards.manifest import MANIFEST_FILE, REQUEST_FILE, load_manifest, torn_shards
 
 DATA = Path(__file__).parent.parent / "data"
 CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
@@ -169,40 +167,13 @@ def write_foreign(folder: Path) -> Path:
     return path
 
 
-def _ingest_alone(files: list[str], output: str, address: str) -> None:
-    os.environ["RAY_ADDRESS"] = address
-    ingest(files, detector="cld", output=output, num_workers=1, rows_per_group=1)
-
-
-def test_killed_and_run_again(tmp_path: Path) -> None:
-    """Catches shards or events that are missing or doubled after kill -9 in the middle of an ingest."""
-    import ray
-
-    files, out = copies(tmp_path / "in", 6), tmp_path / "out"
-    # in the cluster of these tests: the agents of a Ray that the killed process had started itself would outlive it
-    address = ray.get_runtime_context().gcs_address
-    process = multiprocessing.get_context("spawn").Process(target=_ingest_alone, args=(files, str(out), address))
-    process.start()
-    deadline = time.monotonic() + 120
-    while not list(out.glob("*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
-    assert not (out / MANIFEST_FILE).exists()
-    manifest = ingest(files, detector="cld", output=out, rows_per_group=1)
-    unbroken = ingest(files, detector="cld", output=tmp_path / "unbroken", rows_per_group=1)
-    assert manifest == unbroken
-    assert contents(out) == contents(tmp_path / "unbroken")
-    assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST_FILE, *contents(out)])
-
-
 def test_torn_shard_is_made_again(tmp_path: Path) -> None:
     """Catches a shard that another program cut and a rerun takes for complete."""
     files, out = copies(tmp_path / "in", 2), tmp_path / "out"
     manifest = ingest(files, detector="cld", output=out)
     whole = contents(out)
     (out / MANIFEST_FILE).unlink()
-    (out / ".ingest.json").write_text(json.dumps({"request": manifest.request}))
+    (out / REQUEST_FILE).write_text(json.dumps({"identity": manifest.request, "extraction_version": EXTRACTION_VERSION}))
     torn = out / manifest.shards[0].file
     torn.write_bytes(torn.read_bytes()[:1000])
     assert ingest(files, detector="cld", output=out) == manifest

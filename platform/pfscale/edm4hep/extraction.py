@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pfscale.edm4hep.chunk import EventChunk, read_chunk, read_deposits, read_particles
+from pfscale.edm4hep.chunk import EventChunk, read_chunk, read_particles
+from pfscale.edm4hep.deposits import read_deposits
 from pfscale.edm4hep.detectors import Detector
 from pfscale.edm4hep.elements import cluster_features, track_features
 from pfscale.edm4hep.reader import EventSource
@@ -167,7 +168,7 @@ def _event_fields(chunk: EventChunk) -> dict[str, NDArray[Any] | Lists | Sequenc
 
 def _baseline_column(chunk: EventChunk) -> Column:
     """Every rule-based candidate once, with all its tracks and clusters as indices within the event; PDG 0 is dropped."""
-    rows = chunk.baseline
+    rows = chunk.candidates.rows
     if not len(rows):
         empty = np.zeros(0)
         fields = dict.fromkeys(_CANDIDATE_FIELDS, empty)
@@ -181,8 +182,8 @@ def _baseline_column(chunk: EventChunk) -> Column:
         chunk.problems.add(event[~np.isfinite(column)], f"baseline '{name}' is not finite")
     lists = {}
     for name, (candidate, other), others in (
-        ("track_index", chunk.baseline_tracks, chunk.tracks),
-        ("cluster_index", chunk.baseline_clusters, chunk.clusters),
+        ("track_index", chunk.candidates.tracks, chunk.tracks),
+        ("cluster_index", chunk.candidates.clusters, chunk.clusters),
     ):
         kept = is_kept[candidate]
         owner = number[candidate[kept]]

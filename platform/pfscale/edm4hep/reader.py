@@ -5,6 +5,7 @@ The only home of uproot besides the event source. Works on TTrees, split by podi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +16,14 @@ import numpy as np
 import uproot
 from numpy.typing import NDArray
 
-from pfscale.edm4hep.detectors import DETECTORS
-from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation
-from pfscale.errors import InputFileError, closest
+from pfscale.edm4hep.branches import Branches
+from pfscale.edm4hep.detectors import DETECTORS, detectors_of
+from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation, collection_id, is_numbered
+from pfscale.errors import InputFileError, PfscaleError, closest
+from pfscale.remote import is_remote, remote_error
 
 OWN_METADATA = "pfscale_metadata"  # tree of key, value strings that the built-in source writes
-RNTUPLE, OLD_RNTUPLE = "ROOT::RNTuple", "ROOT::Experimental::RNTuple"
+OLD_RNTUPLE = "ROOT::Experimental::RNTuple"
 Indices = NDArray[np.int64]
 
 
@@ -65,7 +68,7 @@ class EventSource:
     """An open EDM4hep file.
 
     Attributes:
-        collection_ids: collection name -> id; empty where the file has no metadata.
+        collection_ids: collection name -> id; empty where the file has no metadata and its generation's ids do not follow from the names.
         metadata: what a file of the built-in source says of itself (simulation, detector, process, ...); else empty.
     """
 
@@ -76,13 +79,21 @@ class EventSource:
     metadata: dict[str, str]
     collections: frozenset[str]
     _file: Any
-    _branches: dict[str, Any]
+    _branches: Branches
 
     def __enter__(self) -> EventSource:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._branches.close()
         self._file.close()
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Entry ranges that cover [start, stop), as large as a worker's memory allows; while one is used, the next is on its way."""
+        spans = list(self._branches.spans(start, stop, file_bytes=self._file.file.source.num_bytes))
+        for number, span in enumerate(spans):
+            self._branches.expect(spans[number : number + 2])
+            yield span
 
     @property
     def has_truth(self) -> bool:
@@ -93,11 +104,20 @@ class EventSource:
         """Whether the file holds the collection (it may be empty)."""
         return collection in self.collections
 
+    def identity(self, collection: str) -> int | None:
+        """The id by which references mean a collection, which need not be in the file; None: the file does not tell."""
+        if collection in self.collection_ids:
+            return self.collection_ids[collection]
+        return collection_id(collection) if self.generation.hashes_names else None
+
     def missing(self, collection: str, *, why: str) -> InputFileError:
-        """The error for a collection that the file lacks, with those whose names are close."""
+        """The error for a collection that the file lacks, with those whose names are close and the detectors that fit the file."""
         near = closest(collection, sorted(c for c in self.collections if not c.startswith("_")))
-        hint = f"close names in the file: {', '.join(near)}" if near else "is --detector right for this file?"
-        return InputFileError(f"no collection '{collection}', needed for {why}", where=self.path, hint=hint)
+        fitting = detectors_of(self.collections)
+        hints = [f"close names in the file: {', '.join(near)}"] if near else []
+        fits = f"fits it: {', '.join(fitting)}" if fitting else f"none of {', '.join(DETECTORS)} fits it"
+        hints.append(f"is --detector right for this file? {fits}")
+        return InputFileError(f"no collection '{collection}', needed for {why}", where=self.path, hint="; ".join(hints))
 
     def rows(self, collection: str, kind: Kind, start: int, stop: int, *, why: str = "") -> Rows:
         """The members of all objects of `collection` in the entries [start, stop).
@@ -140,6 +160,14 @@ class EventSource:
         if branch is None:
             name = self.generation.relation_branches(collection, relation)[0]
             raise self.missing(name, why=f"the relation '{relation.name}' of '{collection}'")
+        return self._references(branch, start, stop)
+
+    def subset(self, collection: str, start: int, stop: int) -> References | None:
+        """The members of a collection that only refers to objects of another; None: the file has no such collection."""
+        branch = self.generation.subset_branch(collection)
+        return self._references(branch, start, stop) if f"{branch}.index" in self._branches else None
+
+    def _references(self, branch: str, start: int, stop: int) -> References:
         offsets, index = self._flat(f"{branch}.index", start, stop)
         _, identity = self._flat(self._need(f"{branch}.collectionID"), start, stop)
         # ids are signed in the legacy layout and unsigned 32-bit hashes later
@@ -176,7 +204,7 @@ class EventSource:
     def _flat(self, leaf: str, start: int, stop: int) -> tuple[Indices, NDArray[Any]]:
         """(event offsets, flat values) of a branch; a branch with one number per event counts as one object per event."""
         try:
-            array = self._branches[leaf].array(entry_start=start, entry_stop=stop, library="ak")
+            array = self._branches.array(leaf, start, stop)
             layout = array.layout if isinstance(array.layout, ak.contents.ListOffsetArray) else ak.to_packed(array).layout
             if not layout.is_list:
                 return np.arange(stop - start + 1, dtype=np.int64), np.asarray(ak.to_numpy(layout))
@@ -198,8 +226,8 @@ def open_source(path: str | Path) -> EventSource:
     file = _open_root(where)
     try:
         tree = _events_tree(file, where)
-        branches = _leaves(tree)
-        generation, identities = _generation(file)
+        branches = Branches(tree, is_remote="://" in where)
+        generation, identities = _generation(file, branches)
         collections = frozenset(leaf.partition(".")[0] for leaf in branches)
         return EventSource(where, int(tree.num_entries), generation, identities, _own_metadata(file), collections, file, branches)
     except InputFileError:
@@ -220,23 +248,33 @@ def _open_root(where: str) -> Any:
             raise InputFileError("no such file", where=where, hint=f"did you mean {local.parent / near[0]}?" if near else None)
         if local.stat().st_size == 0:
             raise InputFileError("the file is empty (0 bytes)", where=where, hint="produce or copy it again")
-        with local.open("rb") as raw:
-            if raw.read(4) != b"root":
-                raise InputFileError("not a ROOT file", where=where, hint="pfscale reads EDM4hep ROOT files")
+        try:
+            with local.open("rb") as raw:
+                is_root = raw.read(4) == b"root"
+        except OSError as error:
+            raise InputFileError(f"cannot be read ({error.strerror})", where=where) from None
+        if not is_root:
+            raise InputFileError("not a ROOT file", where=where, hint="pfscale reads EDM4hep ROOT files")
     try:
-        # no array cache: every branch is read once, and a worker's memory must not grow with the file
-        return uproot.open(where, array_cache=None)
+        # No array cache: every branch is read once, and a worker's memory must not grow with the file; nor a memory map, whose pages count
+        # as the worker's memory. Local files are read in the calling thread: handing baskets to another costs as much as reading them.
+        options = {} if is_remote(where) else {"handler": uproot.MultithreadedFileSource, "use_threads": False}
+        return uproot.open({where: None}, array_cache=None, **options)  # a plain string may be cut at a colon in a folder's name
     except Exception as error:  # depends on the transport and on where the file is cut
         raise _damaged(where, error) from error
 
 
-def _damaged(where: str, error: Exception) -> InputFileError:
+def _damaged(where: str, error: Exception) -> PfscaleError:
+    told = remote_error(where, error) if is_remote(where) else None
+    if told is not None:
+        return told
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return InputFileError(f"cannot be read as a ROOT file: damaged or truncated ({reason})", where=where, hint="copy or produce it again")
 
 
 def _events_tree(file: Any, where: str) -> Any:
-    classes = {key.partition(";")[0]: name for key, name in file.classnames(recursive=False).items()}
+    cycles = sorted(file.classnames(recursive=False).items(), key=lambda item: int(item[0].partition(";")[2] or 0))
+    classes = {key.partition(";")[0]: name for key, name in cycles}  # of the highest cycle, which is the one that is read
     if "events" not in classes:
         found = ", ".join(sorted(classes)) or "nothing"
         raise InputFileError(f"no 'events' tree (the file holds {found})", where=where, hint="is it an EDM4hep file?")
@@ -249,27 +287,22 @@ def _events_tree(file: Any, where: str) -> Any:
     return tree
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaf name -> branch or field. Bare leaf names are the one spelling that podio's trees, uproot's and RNTuples share."""
-    if getattr(tree, "classname", "") == RNTUPLE:
-        return {name: tree[name] for name in tree.keys() if name}  # noqa: SIM118 (not a dict)
-    return {name: branch for name, branch in tree.iteritems(recursive=True, full_paths=False) if "." in name}
-
-
-def _generation(file: Any) -> tuple[Generation, dict[str, int]]:
+def _generation(file: Any, branches: Branches) -> tuple[Generation, dict[str, int]]:
     """The podio generation of a file and its collection ids."""
     trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
+    numbered = is_numbered(branches)
     for generation in GENERATIONS:
-        if generation.metadata is None:
-            return generation, {}
-        if generation.metadata not in trees:
+        if generation.is_numbered != numbered or (generation.metadata is not None and generation.metadata not in trees):
             continue
+        if generation.metadata is None:
+            names = {branch.partition(".")[0] for branch in branches} if generation.hashes_names else set()
+            return generation, {name: collection_id(name) for name in names}
         tree = file[generation.metadata]
         known = set(tree.keys()) | {key.rpartition("/")[2] for key in tree.keys()}  # noqa: SIM118 (not a dict)
-        if generation.names in known:
+        if generation.names in known and generation.ids in known:
             names, ids = (ak.flatten(tree[branch].array(), axis=None).to_list() for branch in (generation.names, generation.ids))
-            return generation, dict(zip(names, ids, strict=True))
-    raise AssertionError("the last generation needs no metadata")
+            return generation, {name: int(identity) & 0xFFFFFFFF for name, identity in zip(names, ids, strict=True)}
+    raise AssertionError("the last generation of each numbering needs no metadata")
 
 
 def _own_metadata(file: Any) -> dict[str, str]:

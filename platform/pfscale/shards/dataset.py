@@ -7,8 +7,11 @@ interruption changes which events a step sees.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +19,12 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pfscale.errors import NotEnoughDataError, ShardError, unknown_name
-from pfscale.shards.manifest import Manifest, load_manifest
+from pfscale.errors import NotEnoughDataError, ResourceError, ShardError, unknown_name
+from pfscale.remote import is_remote, remote_error
+from pfscale.shards.manifest import OPENED_AT_ONCE, Manifest, load_manifest
 from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents, from_arrow, list_leaves
 from pfscale.shards.schema import SPLITS
+from pfscale.shards.storage import Folder, open_folder, open_parquet
 
 
 @dataclass(frozen=True)
@@ -49,34 +54,43 @@ class EventIndex:
         return len(self.shard)
 
 
-def load_index(directory: str | Path) -> EventIndex:
-    """The index of all events of the shards in `directory`.
+def load_index(directory: str | Path | Folder) -> EventIndex:
+    """The index of all events of the shards in `directory`, a path or URL.
 
     Raises:
         ShardError: no manifest there, or a shard that it lists is missing or torn.
+        ResourceError: the folder is remote and cannot be reached or may not be read.
     """
-    directory = Path(directory)
-    manifest = load_manifest(directory)
-    files = tuple(str(directory / shard.file) for shard in manifest.shards)
+    folder = open_folder(directory)
+    manifest = load_manifest(folder)
+    files = tuple(folder.locate(shard.file) for shard in manifest.shards)
     columns: dict[str, list[NDArray]] = {name: [] for name in ("shard", "group", "row", "num_elements", "split", "split_hash")}
-    for number, file in enumerate(files):
-        parquet = _open(file)
-        for group in range(parquet.num_row_groups):
-            wanted = ["event.split", "event.split_hash", "track.list.element.pt", "cluster.list.element.et"]
-            table = parquet.read_row_group(group, columns=wanted)
-            rows = table.num_rows
-            lengths = sum(np.diff(list_leaves(table, name)[0]) for name in ("track", "cluster"))
-            event = table.column("event").combine_chunks()
-            codes = pa.compute.index_in(event.field("split"), pa.array(SPLITS)).to_numpy(zero_copy_only=False)
-            values = (number, group, np.arange(rows), lengths, codes, event.field("split_hash").to_numpy(zero_copy_only=False))
-            for (_, parts), value in zip(columns.items(), values, strict=True):
-                parts.append(np.broadcast_to(value, rows))
+    with ThreadPoolExecutor(OPENED_AT_ONCE if "://" in folder.address else 1) as pool:
+        for number, groups in enumerate(pool.map(_index_groups, files)):
+            for group, (lengths, codes, hashes) in enumerate(groups):
+                values: tuple[Any, ...] = (number, group, np.arange(len(lengths)), lengths, codes, hashes)
+                for (_, parts), value in zip(columns.items(), values, strict=True):
+                    parts.append(np.broadcast_to(value, len(lengths)))
     dtypes = {"split": np.int8, "split_hash": np.uint64}
     arrays = {
         name: np.concatenate(parts).astype(dtypes.get(name, np.int32)) if parts else np.zeros(0, dtypes.get(name, np.int32))
         for name, parts in columns.items()
     }
     return EventIndex(files, manifest, **arrays)
+
+
+def _index_groups(file: str) -> list[tuple[NDArray, NDArray, NDArray]]:
+    """(number of elements, split code, split hash) of the events of each row group of a shard."""
+    wanted = ["event.split", "event.split_hash", "track.list.element.pt", "cluster.list.element.et"]
+    groups = []
+    with _open(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=wanted)
+            lengths = sum(np.diff(list_leaves(table, name)[0]) for name in ("track", "cluster"))
+            event = table.column("event").combine_chunks()
+            codes = pa.compute.index_in(event.field("split"), pa.array(SPLITS)).to_numpy(zero_copy_only=False)
+            groups.append((np.asarray(lengths), codes, event.field("split_hash").to_numpy(zero_copy_only=False)))
+    return groups
 
 
 def select_events(index: EventIndex, split: str, num_events: int | None = None) -> NDArray[np.int64]:
@@ -92,7 +106,7 @@ def select_events(index: EventIndex, split: str, num_events: int | None = None) 
         raise unknown_name("split", split, SPLITS)
     members = np.flatnonzero(index.split == SPLITS.index(split))
     members = members[np.argsort(index.split_hash[members], kind="stable")]
-    where = str(Path(index.files[0]).parent) if index.files else None
+    where = index.files[0].rpartition("/")[0] if index.files else None
     if len(members) == 0:
         raise NotEnoughDataError(f"the data set has no {split} events", where=where, hint="ingest more files")
     if num_events is None:
@@ -178,23 +192,30 @@ def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[
     tables = []
     key = index.shard[place].astype(np.int64) << 32 | index.group[place]
     for members in np.split(place, np.flatnonzero(np.diff(key)) + 1) if len(place) else []:
-        parquet = _open(index.files[index.shard[members[0]]])
-        table = parquet.read_row_group(int(index.group[members[0]]), columns=list(columns))
+        with _open(index.files[index.shard[members[0]]]) as parquet:
+            table = parquet.read_row_group(int(index.group[members[0]]), columns=list(columns))
         tables.append(table.take(pa.array(index.row[members])))
     if not tables:
-        return from_arrow(_open(index.files[0]).schema_arrow.empty_table()) if index.files else _no_files(index)
+        return _no_events(index)
     back = np.argsort(order, kind="stable")
     return from_arrow(pa.concat_tables(tables).take(pa.array(back)))
 
 
-def _open(file: str) -> pq.ParquetFile:
+@contextmanager
+def _open(file: str) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(
-            f"cannot read the shard ({error})", where=file, hint="ingest again into the same folder: complete shards are kept"
-        ) from None
+        with open_parquet(file) as parquet:
+            yield parquet
+    except (OSError, pa.ArrowException) as error:
+        told = remote_error(file, error) if is_remote(file) else None
+        if isinstance(told, ResourceError):
+            raise told from None
+        hint = "ingest again into the same folder: complete shards are kept"
+        raise ShardError(f"cannot read the shard ({error})", where=file, hint=hint) from None
 
 
-def _no_files(index: EventIndex) -> RaggedEvents:
-    raise ShardError("the data set has no shards", where=index.manifest.detector)
+def _no_events(index: EventIndex) -> RaggedEvents:
+    if not index.files:
+        raise ShardError("the data set has no shards", where=index.manifest.detector)
+    with _open(index.files[0]) as parquet:
+        return from_arrow(parquet.schema_arrow.empty_table())

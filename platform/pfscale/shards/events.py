@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,18 @@ class EventTable:
     energy_dropped: float = 0.0
     num_particles: int = 0
     num_surrogates: int = 0
+
+
+def stream_events(source: EventSource, detector: Detector, start: int, stop: int, *, with_truth: bool) -> Iterator[EventTable]:
+    """The entries [start, stop) of a file in order, as `extract_events` gives them, in parts that fit into a worker's memory.
+
+    Raises:
+        InputFileError: as `extract_events`.
+    """
+    # No entries: this reads no data, but shows which branches are needed, so that a remote file sends them together from the start.
+    extract_events(source, detector, start, start, with_truth=with_truth)
+    for first, last in source.spans(start, stop):
+        yield extract_events(source, detector, first, last, with_truth=with_truth)
 
 
 def extract_events(source: EventSource, detector: Detector, start: int, stop: int, *, with_truth: bool) -> EventTable:

@@ -1,46 +1,32 @@
-"""ROOT files to event shards, with Ray Data: every (file, entry range) is one task that writes one shard.
+"""ROOT files to event shards, with Ray Data: every (file, entry range) is one unit of work that becomes one shard.
 
 A rerun goes on where the last one was ended, whatever ended it: complete shards are kept, the manifest comes last.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import pickle
-from collections import Counter
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pfscale.edm4hep.detectors import Detector, find_detector
-from pfscale.errors import InputFileError, OutputExistsError, PfscaleError, ResourceError, unknown_name
+from pfscale.edm4hep.extraction import NO_VISIBLE_PARTICLE
+from pfscale.errors import InputFileError, PfscaleError, unknown_name
 from pfscale.ray_cluster import ray_cluster
 from pfscale.shards.events import EXTRACTION_VERSION
-from pfscale.shards.manifest import (
-    MANIFEST_FILE,
-    DroppedRecord,
-    EnergySums,
-    Manifest,
-    QuarantinedSource,
-    ShardRecord,
-    Simulation,
-    SourceRecord,
-    content_hash,
-    load_manifest,
-    torn_shards,
-    write_atomically,
-    write_manifest,
-)
-from pfscale.shards.schema import CLASSES, SCHEMA_VERSION, SPLITS
+from pfscale.shards.lock import Claim, claimed
+from pfscale.shards.manifest import Manifest, QuarantinedSource, write_manifest
+from pfscale.shards.request import Request, find_finished, forget_request, make_request, note_request
 from pfscale.shards.sources import Source, examine, expand_sources, quarantine
-from pfscale.shards.writer import UNFINISHED, ShardContents, Unit, UnitResult, run_unit, shard_file, unit_identity
+from pfscale.shards.storage import Folder, open_folder
+from pfscale.shards.tally import Tally
+from pfscale.shards.workers import count_workers, map_unordered
+from pfscale.shards.writer import Outcome, Unit, make_units, write_or_tell
 
-REQUEST_FILE = ".ingest.json"  # in a folder whose ingest has not finished: what is being made there
 SIMULATIONS = ("builtin", "geant4", "fast")
 FILES_EXAMINED_HERE = 8  # more are opened by the workers
 
@@ -61,161 +47,127 @@ def ingest(
     """The manifest of the shards made from `sources`; the shards are in `output`.
 
     Args:
-        sources: paths, globs and URLs of EDM4hep ROOT files.
+        sources: paths, globs and URLs of EDM4hep ROOT files, and .txt or .list files that list them.
         detector: entry of the detector table, which says what to read.
+        output: a folder, or the URL of one (s3://bucket/folder).
         process, simulation: recorded in the manifest; empty: what the files say of themselves, else the detector's usual.
-        num_workers: files read at the same time; 0 or None: as many as the cluster has CPUs, less one.
+        num_workers: files read at the same time; 0 or None: as many as the cluster has CPUs.
         rows_per_shard, rows_per_group: entries per file and events per Parquet row group.
-        strict: raise at the first bad file instead of setting it aside in the manifest.
+        strict: raise at the first bad file, or the first event that cannot be used, instead of setting it aside in the manifest; an event
+            without a visible particle is not bad, only empty.
         progress: called with the number of entries that were just done.
 
     Raises:
         InputFileError: nothing matches, every file is bad (or one, if `strict`), no event is usable, or one is there twice.
         OutputExistsError: `output` holds something else. The same sources again are not an error: nothing is done.
-        UnknownNameError, ResourceError: no such detector or simulation; more workers than CPUs, or the disk is full.
+        UnknownNameError: no such detector or simulation.
+        ResourceError: more workers than CPUs, the disk is full, a store cannot be reached or used, another ingest is at work in `output`.
     """
     if simulation and simulation not in SIMULATIONS:
         raise unknown_name("simulation", simulation, SIMULATIONS)
-    table_entry, directory = find_detector(detector), Path(output)
+    table_entry, folder = find_detector(detector), open_folder(output)
     paths = expand_sources(sources)
-    if len(paths) <= FILES_EXAMINED_HERE:
-        examined = [examine(path, table_entry) for path in paths]
-        _sort_out(examined, strict=strict)  # bad files are told of before Ray starts
-        finished = _check_output(directory, _request(examined, detector, process, simulation, rows_per_shard, rows_per_group))
-        if finished is not None:
-            return finished
-    with ray_cluster():
-        workers, cpus_each = _workers(num_workers)
+    settings = {
+        "detector": table_entry.name,
+        "process": process,
+        "simulation": simulation or "",
+        "rows_per_shard": rows_per_shard,
+        "rows_per_group": rows_per_group,
+    }
+    with ExitStack() as stack:
+        claim = stack.enter_context(claimed(folder))
+        stack.push(functools.partial(_tidy_after_error, folder))  # runs when a Ray that was started below has ended
         if len(paths) > FILES_EXAMINED_HERE:
-            examined = _map(paths, lambda path: examine(path, table_entry), workers, cpus_each)
+            stack.enter_context(ray_cluster())
+        examined = _examine(paths, table_entry, num_workers)  # a few bad files are told of before Ray starts
+        request = make_request(examined, **settings)
+        finished = find_finished(folder, request)
         good, bad = _sort_out(examined, strict=strict)
-        request = _request(examined, detector, process, simulation, rows_per_shard, rows_per_group)
-        finished = _check_output(directory, request)
-        if finished is not None:
-            return finished
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / REQUEST_FILE, json.dumps({"request": request}))
-        units = [unit for source in good for unit in _units(source, table_entry, rows_per_shard, rows_per_group)]
-        results = _run(units, directory, workers, cpus_each, strict=strict, progress=progress)
-    good, bad, results = _set_aside_failed(good, bad, results, directory)
-    _refuse_duplicates(results, directory)
-    manifest = _manifest(table_entry, good, bad, results, request, process, simulation)
-    _require_events(manifest)
-    _clear_away(directory)
-    write_manifest(directory, manifest)
-    (directory / REQUEST_FILE).unlink(missing_ok=True)
+        if finished is None:
+            stack.enter_context(ray_cluster())
+            return _make(folder, claim, table_entry, good, bad, request, num_workers, strict=strict, progress=progress)
+        _require_no_bad_event(((e.source, e.entry, e.reason) for e in finished.dropped), strict=strict)
+        forget_request(folder)
+        return finished
+
+
+def _tidy_after_error(folder: Folder, kind: type[BaseException] | None, *_: object) -> None:
+    """Deletes what workers that were ended in the middle of a shard have left; the error that ended them is told, not one of this."""
+    if kind is not None:
+        with suppress(PfscaleError, OSError):
+            folder.clear_unfinished()
+
+
+def _examine(paths: Sequence[str], detector: Detector, num_workers: int | None) -> list[Source | QuarantinedSource]:
+    """What every file holds, or why it cannot be used, in the order of the paths; by Ray's workers where there are many."""
+    if len(paths) <= FILES_EXAMINED_HERE:
+        return [examine(path, detector) for path in paths]
+    workers, cpus_each = count_workers(num_workers)
+    task = functools.partial(examine, detector=detector)
+    results = dict(map_unordered(paths, task, on_death=_examined_to_death, workers=workers, cpus_each=cpus_each))
+    return [results[number] for number in range(len(paths))]
+
+
+def _examined_to_death(path: str) -> QuarantinedSource:
+    return quarantine(path, _deadly(path))
+
+
+def _deadly(path: str) -> InputFileError:
+    hint = "is it damaged, or an event too large for the memory? fewer --workers leave more of it to each"
+    return InputFileError("every process that read the file died", where=path, hint=hint)
+
+
+def _make(
+    folder: Folder,
+    claim: Claim,
+    detector: Detector,
+    good: list[Source],
+    bad: list[QuarantinedSource],
+    request: Request,
+    num_workers: int | None,
+    *,
+    strict: bool,
+    progress: Callable[[int], None] | None,
+) -> Manifest:
+    """The manifest, written when every shard is there."""
+    _refuse_same_contents(good)
+    workers, cpus_each = count_workers(num_workers)
+    note_request(folder, request)
+    sizes = {name: request.settings[name] for name in ("rows_per_shard", "rows_per_group")}
+    units = [unit for source in good for unit in make_units(source, detector.name, extraction_version=EXTRACTION_VERSION, **sizes)]
+    tally = Tally(units)
+    for number, outcome in _outcomes(units, folder, workers, cpus_each):
+        claim.require()
+        if isinstance(outcome, InputFileError):
+            if strict:
+                raise outcome
+            tally.fail(number, outcome)
+        else:
+            _require_no_bad_event(((units[number].path, entry, reason) for entry, reason in outcome.dropped), strict=strict)
+            tally.add(number, outcome)
+        if progress is not None:
+            progress(units[number].stop - units[number].start)
+    _remove_shards_set_aside(tally, folder)
+    bad = [*bad, *tally.set_aside()]
+    if len(tally.errors) == len(good):
+        forget_request(folder)
+        _raise_bad(bad, len(bad))
+    _refuse_duplicates([units[number] for number in tally.kept()], folder)
+    manifest = tally.manifest(detector, good, bad, request)
+    claim.require(now=True)
+    write_manifest(folder, manifest)
+    forget_request(folder)
     return manifest
 
 
-def _request(examined: Sequence[Source | QuarantinedSource], *settings: object) -> str:
-    """Names what was asked for: the contents of all sources, bad ones by their reason, and the settings."""
-    files = [(s.name, s.digest) if isinstance(s, Source) else (s.path, s.reason) for s in examined]
-    return content_hash("request", SCHEMA_VERSION, EXTRACTION_VERSION, sorted(files), *[setting or "" for setting in settings])
+def _outcomes(units: Sequence[Unit], folder: Folder, workers: int, cpus_each: float) -> Iterator[tuple[int, Outcome]]:
+    """(number, what came of it) of every unit, as they come."""
+    address = folder.address  # the folder itself need not cross to other processes
 
+    def write(unit: Unit) -> Outcome:
+        return write_or_tell(unit, open_folder(address))
 
-def _check_output(directory: Path, request: str) -> Manifest | None:
-    """The finished manifest if the folder already holds what is asked for; None if it can be made there.
-
-    Raises:
-        OutputExistsError: the folder holds something else.
-    """
-    hint = "choose another --output, or empty the folder"
-    if directory.exists() and not directory.is_dir():
-        raise OutputExistsError("the output is a file, not a folder", where=str(directory), hint=hint)
-    if (directory / MANIFEST_FILE).exists():
-        manifest = load_manifest(directory)
-        if manifest.request == request:
-            if not torn_shards(directory, manifest):
-                return manifest
-            # Unfinished again: complete shards are kept, the others made anew.
-            write_atomically(directory / REQUEST_FILE, json.dumps({"request": request}))
-            (directory / MANIFEST_FILE).unlink()
-            return None
-        held = (
-            f"{manifest.num_events} events of {manifest.detector} from {len(manifest.sources)} other file(s), or read with other settings"
-        )
-        raise OutputExistsError(f"the folder already holds {held}", where=str(directory), hint=hint)
-    started = directory / REQUEST_FILE
-    if started.exists():
-        if json.loads(started.read_text()).get("request") == request:
-            return None
-        raise OutputExistsError("an ingest of other data was begun in this folder and not finished", where=str(directory), hint=hint)
-    if directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
-        what = "the folder is not empty and holds no data set"
-        if any(directory.glob("*.parquet")):
-            what = "the folder holds shards without their manifest.json"
-        raise OutputExistsError(what, where=str(directory), hint=hint)
-    return None
-
-
-def _clear_away(directory: Path) -> None:
-    """Deletes what workers that were killed in the middle of a shard have left."""
-    for unfinished in directory.glob(f".*{UNFINISHED}"):
-        unfinished.unlink(missing_ok=True)
-
-
-def _workers(asked: int | None) -> tuple[int, float]:
-    """(number of workers, CPUs that each reserves). One whole CPU stays free: Ray Data's own tasks would else wait for ever, silently.
-
-    Raises:
-        ResourceError: more workers than the cluster has CPUs.
-    """
-    import ray
-
-    cpus = float(ray.cluster_resources().get("CPU", 0))
-    if asked and asked > cpus:
-        raise ResourceError(f"{asked} workers, but the cluster has {cpus:g} CPUs", hint=f"use at most --workers {int(cpus)}")
-    workers = asked or max(1, int(cpus) - 1)
-    return workers, min(1.0, (cpus - 1) / workers) if cpus > 1 else 0.5
-
-
-def _map(items: Sequence[Any], function: Callable[[Any], Any], workers: int, cpus_each: float) -> list[Any]:
-    """function(item) of every item, in the order of the items, computed by Ray Data tasks."""
-    results = dict(_map_unordered(list(enumerate(items)), function, workers, cpus_each))
-    return [results[number] for number in range(len(items))]
-
-
-def _map_unordered(
-    numbered: Sequence[tuple[int, Any]], function: Callable[[Any], Any], workers: int, cpus_each: float
-) -> Iterator[tuple[int, Any]]:
-    """(number, function(item)) as they come.
-
-    Raises:
-        PfscaleError: as `function` does.
-    """
-    import ray
-
-    def apply(batch: dict[str, Any]) -> dict[str, Any]:
-        return {"number": batch["number"], "result": [pickle.dumps(function(pickle.loads(item))) for item in batch["item"]]}
-
-    # pickled, because Ray would guess an Arrow type for our objects and warn of its failure
-    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in numbered]
-    with _quiet_ray_data():
-        data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        mapped = data.map_batches(apply, batch_size=1, num_cpus=cpus_each, compute=ray.data.TaskPoolStrategy(size=workers))
-        try:
-            for row in mapped.iter_rows():
-                yield int(row["number"]), pickle.loads(row["result"])
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, PfscaleError):
-                raise error.cause from None
-            raise
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Ray Data without its progress bars and its notes on every execution."""
-    import ray
-
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    logger.setLevel(logging.ERROR)
-    context.enable_progress_bars = False
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        logger.setLevel(level)
+    return map_unordered(units, write, on_death=lambda unit: _deadly(unit.path), workers=workers, cpus_each=cpus_each)
 
 
 def _sort_out(examined: Sequence[Source | QuarantinedSource], *, strict: bool) -> tuple[list[Source], list[QuarantinedSource]]:
@@ -240,147 +192,67 @@ def _raise_bad(bad: Sequence[QuarantinedSource], num_sources: int) -> None:
     raise InputFileError(first.reason, where=first.path, hint=hint)
 
 
-def _units(source: Source, detector: Detector, rows_per_shard: int, rows_per_group: int) -> list[Unit]:
-    """The entry ranges of a source; they do not depend on the number of workers."""
-    units = []
-    identity = unit_identity(source.digest, source.name, detector.name, rows_per_group, EXTRACTION_VERSION)
-    for start in range(0, source.num_entries, rows_per_shard):
-        stop = min(start + rows_per_shard, source.num_entries)
-        file = shard_file(source.name, source.digest, start, stop)
-        units.append(Unit(source.path, detector.name, start, stop, rows_per_group, file, identity))
-    return units
-
-
-def _run(
-    units: Sequence[Unit], directory: Path, workers: int, cpus_each: float, *, strict: bool, progress: Callable[[int], None] | None
-) -> list[UnitResult]:
-    results: dict[int, UnitResult] = {}
-    target = directory.resolve()
-    for number, result in _map_unordered(list(enumerate(units)), lambda unit: run_unit(unit, target), workers, cpus_each):
-        results[number] = result
-        if strict and result.error is not None:
-            raise result.error
-        if progress is not None:
-            progress(result.unit.stop - result.unit.start)
-    return [results[number] for number in range(len(units))]
-
-
-def _set_aside_failed(
-    good: list[Source], bad: list[QuarantinedSource], results: list[UnitResult], directory: Path
-) -> tuple[list[Source], list[QuarantinedSource], list[UnitResult]]:
-    """Moves sources of which any part could not be read to the bad ones and deletes what was made of their other parts.
+def _require_no_bad_event(dropped: Any, *, strict: bool) -> None:
+    """Checks the events left out, as (source, entry, reason).
 
     Raises:
-        InputFileError: no source is left.
+        InputFileError: one cannot be used, and `strict` is set.
     """
-    errors = {result.unit.path: result.error for result in reversed(results) if result.error is not None}
-    for result in results:
-        if result.unit.path in errors:
-            (directory / result.unit.file).unlink(missing_ok=True)
-    bad = bad + [quarantine(path, error) for path, error in sorted(errors.items())]
-    kept = [source for source in good if source.path not in errors]
-    if not kept:
-        (directory / REQUEST_FILE).unlink(missing_ok=True)
-        _raise_bad(bad, len(bad))
-    return kept, bad, [result for result in results if result.unit.path not in errors]
+    for path, entry, reason in dropped if strict else ():
+        if reason != NO_VISIBLE_PARTICLE:
+            hint = "without --strict such events are left out and listed in the manifest"
+            raise InputFileError(f"event {entry} cannot be used: {reason}", where=path, hint=hint)
 
 
-def _refuse_duplicates(results: Sequence[UnitResult], directory: Path) -> None:
+def _remove_shards_set_aside(tally: Tally, folder: Folder) -> None:
+    """Deletes what was made of the readable parts of sources that are set aside."""
+    for unit in tally.units if tally.errors else ():
+        if unit.path in tally.errors:
+            folder.remove(unit.file)
+
+
+def _refuse_same_contents(good: Sequence[Source]) -> None:
+    """Checks that no file is there twice, before anything is made of it.
+
+    Raises:
+        InputFileError: names both.
+    """
+    known: dict[tuple[str, str], str] = {}
+    for source in good:
+        other = known.setdefault((source.name, source.digest), source.path)
+        if other != source.path:
+            raise _twice(source.num_entries, [other, source.path])
+
+
+def _refuse_duplicates(units: Sequence[Unit], folder: Folder) -> None:
     """Checks that no event is in the data set twice.
+
+    An event's identity holds its file's name and its entry, so only files of the same name can share one: no others are read again.
 
     Raises:
         InputFileError: names the files that hold the same event.
     """
-    # ParquetFile, because read_table does not project into structs
-    parts = [pq.ParquetFile(directory / result.unit.file).read(columns=["event.uid"]) for result in results]
-    uids = [part.column("event").combine_chunks().field("uid").to_numpy() for part in parts]
-    everything = np.concatenate(uids) if uids else np.zeros(0, np.uint64)
-    unique, counts = np.unique(everything, return_counts=True)
-    if len(unique) == len(everything):
-        return
-    twice = unique[counts > 1]
-    holders = [result.unit.path for result, uid in zip(results, uids, strict=True) if twice[0] in uid]
-    names = " and ".join(dict.fromkeys(holders))
-    raise InputFileError(
-        f"{len(twice)} event(s) are there more than once: same file name, entry, run and number",
-        where=names,
-        hint="leave one of the files out, or rename files that hold different events",
+    by_name: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_name.setdefault(unit.name, []).append(unit)
+    for group in by_name.values():
+        if len({unit.path for unit in group}) == 1:
+            continue
+        uids = [_read_uids(folder, unit) for unit in group]
+        unique, counts = np.unique(np.concatenate(uids), return_counts=True)
+        twice = unique[counts > 1]
+        if len(twice):
+            raise _twice(len(twice), [unit.path for unit, uid in zip(group, uids, strict=True) if twice[0] in uid])
+
+
+def _read_uids(folder: Folder, unit: Unit) -> np.ndarray:
+    with folder.open_parquet(unit.file) as parquet:  # read_table does not project into structs
+        return parquet.read(columns=["event.uid"]).column("event").combine_chunks().field("uid").to_numpy()
+
+
+def _twice(num_events: int, paths: Sequence[str]) -> InputFileError:
+    return InputFileError(
+        f"{num_events} event(s) are there more than once: same file name, entry, run and number",
+        where=" and ".join(dict.fromkeys(paths)),
+        hint="leave one of the files out, or rename files that hold different events; then use another --output, or empty this one",
     )
-
-
-def _manifest(
-    detector: Detector,
-    good: Sequence[Source],
-    bad: Sequence[QuarantinedSource],
-    results: Sequence[UnitResult],
-    request: str,
-    process: str,
-    simulation: str | None,
-) -> Manifest:
-    contents = [cast(ShardContents, result.contents) for result in results]
-    by_path: Counter[str] = Counter()
-    for result, content in zip(results, contents, strict=True):
-        by_path[result.unit.path] += content.num_events
-    process = process or "+".join(sorted({source.process for source in good if source.process}))
-    simulation = simulation or _common_simulation(good)
-    identity = sorted((source.name, source.digest) for source in good)
-    return Manifest(
-        extraction_version=EXTRACTION_VERSION,
-        hash=content_hash("data", SCHEMA_VERSION, EXTRACTION_VERSION, detector.name, process, simulation, identity),
-        request=request,
-        detector=detector.name,
-        process=process,
-        simulation=cast(Simulation, simulation),
-        has_baseline=all(source.has_baseline for source in good),
-        num_events=sum(content.num_events for content in contents),
-        splits={split: sum(content.splits[split] for content in contents) for split in SPLITS},
-        track_classes={name: sum(content.track_classes[name] for content in contents) for name in CLASSES},
-        cluster_classes={name: sum(content.cluster_classes[name] for content in contents) for name in CLASSES},
-        num_particles=sum(content.num_particles for content in contents),
-        num_surrogates=sum(content.num_surrogates for content in contents),
-        energy=EnergySums(
-            visible=sum(content.energy_visible for content in contents),
-            targets=sum(content.energy_targets for content in contents),
-            dropped=sum(content.energy_dropped for content in contents),
-        ),
-        sources=tuple(_source_record(source, by_path[source.path]) for source in good),
-        quarantined=tuple(bad),
-        dropped=tuple(
-            DroppedRecord(source=r.unit.path, entry=e, reason=why) for r, c in zip(results, contents, strict=True) for e, why in c.dropped
-        ),
-        shards=tuple(
-            ShardRecord(file=r.unit.file, source=r.unit.path, start=r.unit.start, stop=r.unit.stop, num_events=c.num_events)
-            for r, c in zip(results, contents, strict=True)
-        ),
-    )
-
-
-def _require_events(manifest: Manifest) -> None:
-    """Checks that the data set holds an event at all.
-
-    Raises:
-        InputFileError: every event was left out.
-    """
-    if manifest.num_events:
-        return
-    reasons = Counter(dropped.reason for dropped in manifest.dropped)
-    why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    raise InputFileError(f"no event can be used ({why})", where=manifest.sources[0].path, hint="is --detector right for these files?")
-
-
-def _source_record(source: Source, num_events: int) -> SourceRecord:
-    fields = {name: getattr(source, name) for name in ("path", "name", "size", "digest", "num_entries", "generation", "process")}
-    return SourceRecord(num_events=num_events, **fields)
-
-
-def _common_simulation(good: Sequence[Source]) -> str:
-    """What simulated the sources.
-
-    Raises:
-        InputFileError: they differ: a model trained on a mixture could not say what it was trained on.
-    """
-    kinds = {source.simulation: source for source in good}
-    if len(kinds) > 1:
-        listed = ", ".join(f"{kind} ({source.name})" for kind, source in sorted(kinds.items()))
-        raise InputFileError(f"the files come from different simulations: {listed}", hint="ingest them into separate folders")
-    return next(iter(kinds))

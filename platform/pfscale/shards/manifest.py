@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfscale.errors import ShardError
 from pfscale.shards.schema import SCHEMA_VERSION
+from pfscale.shards.storage import Folder, open_folder
 
 MANIFEST_FILE = "manifest.json"
+REQUEST_FILE = ".ingest.json"  # in a folder whose ingest has not finished: what is being made there
+OPENED_AT_ONCE = 16  # files behind a URL are opened in as many threads: each costs two round trips
 Simulation = Literal["builtin", "geant4", "fast"]
 
 
@@ -80,12 +82,13 @@ class EnergySums(_Record):
 
 
 class Manifest(_Record):
-    """A data set of event shards. `request` identifies the ingest that made it, bad sources included."""
+    """A data set of event shards. `request` identifies the ingest that made it, bad sources included; `settings` are as they were given."""
 
     schema_version: int = SCHEMA_VERSION
     extraction_version: int
     hash: str
     request: str
+    settings: dict[str, Any] = {}
     detector: str
     process: str
     simulation: Simulation
@@ -103,60 +106,58 @@ class Manifest(_Record):
     shards: tuple[ShardRecord, ...]
 
 
-def load_manifest(directory: str | Path) -> Manifest:
-    """The manifest of the data set in `directory`.
+def load_manifest(directory: str | Path | Folder) -> Manifest:
+    """The manifest of the data set in `directory`, a path or URL.
 
     Raises:
         ShardError: none there, not readable, or of another schema version.
+        ResourceError: it is remote and cannot be reached or may not be read.
     """
-    path = Path(directory) / MANIFEST_FILE
+    folder = open_folder(directory)
+    path = folder.locate(MANIFEST_FILE)
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(folder.read_text(MANIFEST_FILE))
     except FileNotFoundError:
         hint = "make one: pfscale ingest FILE... --detector NAME --output NEW_DIR"
+        if folder.exists(REQUEST_FILE):
+            hint = "an ingest was begun there and has not finished: wait for it, or run the same command again, which goes on"
         raise ShardError("no data set here (there is no manifest.json)", where=str(directory), hint=hint) from None
     except (OSError, ValueError) as error:
-        raise ShardError(f"cannot read the manifest ({error})", where=str(path), hint="ingest again into a new folder") from None
+        raise ShardError(f"cannot read the manifest ({error})", where=path, hint="ingest again into a new folder") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
         message = f"shards have schema version {version}, this pfscale reads {SCHEMA_VERSION}"
-        raise ShardError(message, where=str(path), hint="ingest the sources again into a new folder")
+        raise ShardError(message, where=path, hint="ingest the sources again into a new folder")
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ShardError(
-            f"the manifest is damaged ({where}: {first['msg']})", where=str(path), hint="ingest again into a new folder"
-        ) from None
+        raise ShardError(f"the manifest is damaged ({where}: {first['msg']})", where=path, hint="ingest again into a new folder") from None
 
 
-def torn_shards(directory: str | Path, manifest: Manifest) -> list[str]:
-    """The shard files that are missing, cannot be read, or hold another number of events than the manifest says."""
-    torn = []
-    for shard in manifest.shards:
+def torn_shards(directory: str | Path | Folder, manifest: Manifest) -> list[str]:
+    """The shard files that are missing, cannot be read, or hold another number of events than the manifest says.
+
+    Raises:
+        ResourceError: the folder is remote and cannot be reached.
+    """
+    folder = open_folder(directory)
+
+    def is_torn(shard: ShardRecord) -> bool:
         try:
-            is_whole = pq.read_metadata(Path(directory) / shard.file).num_rows == shard.num_events
+            with folder.open_parquet(shard.file) as file:
+                return bool(file.metadata.num_rows != shard.num_events)
         except (OSError, pa.ArrowInvalid):
-            is_whole = False
-        if not is_whole:
-            torn.append(shard.file)
-    return torn
+            return True
+
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        return [shard.file for shard, torn in zip(manifest.shards, pool.map(is_torn, manifest.shards), strict=True) if torn]
 
 
-def write_manifest(directory: str | Path, manifest: Manifest) -> None:
+def write_manifest(directory: str | Path | Folder, manifest: Manifest) -> None:
     """Writes the manifest in one step: readers see all of it or none."""
-    write_atomically(Path(directory) / MANIFEST_FILE, manifest.model_dump_json(indent=1))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and renames it."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    open_folder(directory).write_text(MANIFEST_FILE, manifest.model_dump_json(indent=1))
 
 
 def content_hash(*parts: object) -> str:

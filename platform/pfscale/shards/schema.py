@@ -186,6 +186,22 @@ def arrow_schema() -> pa.Schema:
     return pa.schema(fields, metadata={"pfscale_schema_version": str(SCHEMA_VERSION)})
 
 
+def discrete_leaves() -> list[str]:
+    """Paths, as Parquet spells them, of all leaves that are no floats: their values repeat."""
+    paths = []
+    for column, (is_list, fields) in COLUMNS.items():
+        for leaf in fields:
+            if not leaf.dtype.startswith("float32"):
+                parts = [
+                    column,
+                    *(["list", "element"] if is_list else []),
+                    leaf.name,
+                    *(["list", "element"] if "list" in leaf.dtype else []),
+                ]
+                paths.append(".".join(parts))
+    return paths
+
+
 def field_names(column: str) -> tuple[str, ...]:
     """Names of the leaves of `column`, in order."""
     return tuple(f.name for f in COLUMNS[column][1])

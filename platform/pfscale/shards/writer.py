@@ -6,13 +6,10 @@ it from a complete shard instead of making the shard again.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,29 +17,39 @@ import pyarrow.parquet as pq
 
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.edm4hep.reader import open_source
-from pfscale.errors import InputFileError, PfscaleError, ResourceError
-from pfscale.shards.events import DroppedEvent, EventTable, extract_events
+from pfscale.errors import InputFileError
+from pfscale.shards.events import DroppedEvent, EventTable, stream_events
 from pfscale.shards.manifest import content_hash
-from pfscale.shards.schema import CLASSES, SPLITS, arrow_schema
+from pfscale.shards.schema import CLASSES, SPLITS, arrow_schema, discrete_leaves
+from pfscale.shards.sources import Source, not_the_network, require_unchanged
+from pfscale.shards.storage import Folder
 
 RECORD_KEY = b"pfscale_shard"
-UNFINISHED = ".shard.tmp"
-EVENTS_AT_ONCE = 128  # bounds the memory of a worker whatever the size of files, shards and row groups
 # The Parquet files are read by many and written once: zstd is 20% smaller than snappy at the same reading speed.
 COMPRESSION = "zstd"
+# Floats hardly ever repeat: trying a dictionary for them doubles the time of writing and makes files a third larger.
+DISCRETE_LEAVES = discrete_leaves()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The work of one task: entries [start, stop) of a source become the shard `file`."""
+    """The work of one task: entries [start, stop) of a source become the shard `file`.
+
+    Attributes:
+        version, digest: of the source when it was examined.
+        identity: of source contents and settings: a shard with another one is not this unit's.
+    """
 
     path: str
+    name: str
+    version: str
+    digest: str
     detector: str
     start: int
     stop: int
     rows_per_group: int
     file: str
-    identity: str  # of source contents and settings: a shard with another one is not this unit's
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -62,60 +69,73 @@ class ShardContents:
     dropped: tuple[tuple[int, str], ...]
 
 
+def make_units(source: Source, detector: str, *, rows_per_shard: int, rows_per_group: int, extraction_version: int) -> list[Unit]:
+    """The entry ranges of a source; they do not depend on the number of workers."""
+    identity = content_hash("shard", source.digest, source.name, detector, rows_per_group, extraction_version)
+    return [
+        Unit(
+            path=source.path,
+            name=source.name,
+            version=source.version,
+            digest=source.digest,
+            detector=detector,
+            start=start,
+            stop=min(start + rows_per_shard, source.num_entries),
+            rows_per_group=rows_per_group,
+            file=shard_file(source.name, source.digest, start, min(start + rows_per_shard, source.num_entries)),
+            identity=identity,
+        )
+        for start in range(0, source.num_entries, rows_per_shard)
+    ]
+
+
 def shard_file(name: str, digest: str, start: int, stop: int) -> str:
-    """The name of a shard: readable, and the same for the same entries of the same file."""
-    stem = "".join(c if c.isalnum() or c in "-." else "_" for c in name.partition(".")[0])[:80]
+    """The name of a shard: readable, and the same for the same entries of the same file. ASCII, for every file system and URL."""
+    stem = "".join(c if c.isascii() and (c.isalnum() or c in "-.") else "_" for c in name.partition(".")[0])[:80]
     return f"{stem}-{digest[:8]}-{start:09d}-{stop:09d}.parquet"
 
 
-def unit_identity(digest: str, name: str, detector: str, rows_per_group: int, version: int) -> str:
-    """Names everything that the contents of a shard depend on, besides its entry range."""
-    return content_hash("shard", digest, name, detector, rows_per_group, version)
-
-
-def write_shard(unit: Unit, directory: Path) -> ShardContents:
-    """The contents of the unit's shard in `directory`, written unless it is there already.
+def write_shard(unit: Unit, folder: Folder) -> ShardContents:
+    """The contents of the unit's shard in `folder`, written unless it is there already.
 
     Raises:
-        InputFileError: the source cannot be read; nothing is left behind.
-        ResourceError: the disk is full; nothing is left behind.
+        InputFileError: the source cannot be read, or has changed since it was examined; nothing is left behind.
+        ResourceError: the disk is full, or the source or the folder cannot be reached; nothing is left behind.
     """
-    final = directory / unit.file
-    done = _complete(final, unit)
+    done = _complete(unit, folder)
     if done is not None:
         return done
-    unfinished = directory / f".{unit.file}.{os.getpid()}{UNFINISHED}"
-    try:
-        contents = _write(unit, unfinished)
-        unfinished.replace(final)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "make room and run the same command again: complete shards are kept"
-            raise ResourceError("the disk is full", where=str(directory), hint=hint) from error
-        raise
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with folder.draft(unit.file) as file:
+        try:
+            contents = _write(unit, file)
+        except InputFileError as error:
+            error = not_the_network(unit.path, error)
+            require_unchanged(unit.path, version=unit.version, digest=unit.digest)  # a file that is being written looks damaged
+            raise error from None
+        require_unchanged(unit.path, version=unit.version, digest=unit.digest)
     return contents
 
 
-def _complete(path: Path, unit: Unit) -> ShardContents | None:
+def _complete(unit: Unit, folder: Folder) -> ShardContents | None:
     """What a finished shard of this unit says of itself; None: there is none."""
     try:
-        metadata = pq.read_metadata(path).metadata or {}
-        values = json.loads(metadata[RECORD_KEY])
+        with folder.open_parquet(unit.file) as parquet:
+            values = json.loads((parquet.metadata.metadata or {})[RECORD_KEY])
     except (OSError, KeyError, ValueError):  # pyarrow's own errors are ValueErrors
         return None
     contents = ShardContents(**{**values, "dropped": tuple((entry, reason) for entry, reason in values["dropped"])})
     return contents if contents.identity == unit.identity else None
 
 
-def _write(unit: Unit, path: Path) -> ShardContents:
+def _write(unit: Unit, file: IO[bytes]) -> ShardContents:
     detector = find_detector(unit.detector)
     totals = _Totals()
     waiting: list[pa.Table] = []
-    with open_source(unit.path) as source, pq.ParquetWriter(path, arrow_schema(), compression=COMPRESSION) as writer:
-        for start in range(unit.start, unit.stop, EVENTS_AT_ONCE):
-            events = extract_events(source, detector, start, min(start + EVENTS_AT_ONCE, unit.stop), with_truth=True)
+    with (
+        open_source(unit.path) as source,
+        pq.ParquetWriter(file, arrow_schema(), compression=COMPRESSION, use_dictionary=DISCRETE_LEAVES) as writer,
+    ):
+        for events in stream_events(source, detector, unit.start, unit.stop, with_truth=True):
             totals.add(events)
             waiting = _write_full_groups(writer, [*waiting, events.table], unit.rows_per_group)
         rest = pa.concat_tables(waiting) if waiting else arrow_schema().empty_table()
@@ -168,18 +188,12 @@ class _Totals:
         )
 
 
-@dataclass(frozen=True)
-class UnitResult:
-    """What came of a unit: its contents, or the error that its source raised."""
-
-    unit: Unit
-    contents: ShardContents | None = None
-    error: PfscaleError | None = None
+Outcome = ShardContents | InputFileError  # a source that cannot be read is an outcome, too
 
 
-def run_unit(unit: Unit, directory: Path) -> UnitResult:
-    """The result of a unit; a source that cannot be read is a result, too. Everything else (disk, memory, bugs) raises."""
+def write_or_tell(unit: Unit, folder: Folder) -> Outcome:
+    """What came of a unit. Everything but a source that cannot be read (disk, memory, network, bugs) raises."""
     try:
-        return UnitResult(unit, contents=write_shard(unit, directory))
+        return write_shard(unit, folder)
     except InputFileError as error:
-        return UnitResult(unit, error=error)
+        return error

@@ -15,14 +15,13 @@ from pfscale.edm4hep.detectors import Detector, find_detector
 from pfscale.edm4hep.reader import EventSource, open_source
 from pfscale.errors import OutputExistsError, PfscaleError
 from pfscale.models.bundle import Bundle
-from pfscale.shards.events import extract_events
+from pfscale.shards.events import stream_events
 from pfscale.shards.ragged import from_arrow
 from pfscale.shards.sources import expand_sources, require_detector
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.inference import Prediction, run_model
 from pfscale.training.lookup import load_model, mismatches
 
-CHUNK_EVENTS = 512
 _CANDIDATE_FIELDS = {
     "element_index": pa.int32(),
     "is_track": pa.bool_(),
@@ -113,8 +112,8 @@ def _reconstruct_file(
     num_candidates = 0
     try:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-            for start in range(0, source.num_entries, CHUNK_EVENTS):
-                table = extract_events(source, detector, start, min(start + CHUNK_EVENTS, source.num_entries), with_truth=False).table
+            for part in stream_events(source, detector, 0, source.num_entries, with_truth=False):
+                table = part.table
                 events = from_arrow(table)
                 prediction = run_model(bundle.model, events, task, with_latents=latents)
                 writer.write_table(_to_arrow(table, events.offsets, prediction, schema))

@@ -1,0 +1,116 @@
+"""Work spread over a cluster by Ray Data: results as they come, and a worker that dies costs a repetition, not the ingest."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pfscale.errors import PfscaleError, ResourceError
+from pfscale.remote import no_room
+
+ITEMS_PER_TASK = 32  # at most: a task of Ray Data costs 10 ms, as much as opening a small file
+DEATHS_PER_TASK = 2  # Ray Data's own choice is to repeat for ever a task that kills its workers
+TASKS_PER_WORKER = 16  # at least, where there is enough to do: so that all workers end at the same time
+
+
+def count_workers(asked: int | None) -> tuple[int, float]:
+    """(number of workers, CPUs that each reserves). One whole CPU is left unreserved: without, Ray Data's own tasks wait for ever, silently.
+
+    Raises:
+        ResourceError: more workers than the cluster has CPUs.
+    """
+    import ray
+
+    cpus = float(ray.cluster_resources().get("CPU", 0))
+    if asked and asked > cpus:
+        raise ResourceError(f"{asked} workers, but the cluster has {cpus:g} CPUs", hint=f"use at most --workers {int(cpus)}")
+    workers = asked or max(1, int(cpus))
+    return workers, min(1.0, (cpus - 1) / workers) if cpus > 1 else 0.5
+
+
+def map_unordered(
+    items: Sequence[Any], function: Callable[[Any], Any], *, on_death: Callable[[Any], Any], workers: int, cpus_each: float
+) -> Iterator[tuple[int, Any]]:
+    """(number, function(item)) as they come, each once; neighbouring items share a task where there are very many.
+
+    Ray repeats a task whose worker died. Items of tasks that killed every worker are tried once more on their own, so that the guilty one
+    is found; its result is `on_death(item)`.
+
+    Raises:
+        PfscaleError: as `function` does, and ResourceError where Ray has no room on its disk.
+        RuntimeError: `function` raised something else: a bug.
+    """
+    size = max(1, min(ITEMS_PER_TASK, len(items) // (workers * TASKS_PER_WORKER)))
+    missing = set(range(len(items)))
+    for at_once in (size, 1):
+        left = sorted(missing)
+        tasks = [left[start : start + at_once] for start in range(0, len(left), at_once)]
+        for task, results in _run_tasks(items, tasks, function, workers, cpus_each) if tasks else ():
+            missing.difference_update(task)
+            yield from zip(task, results, strict=True)
+    for number in sorted(missing):
+        yield number, on_death(items[number])
+
+
+def _run_tasks(
+    items: Sequence[Any], tasks: Sequence[list[int]], function: Callable[[Any], Any], workers: int, cpus_each: float
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """(numbers of the items, results) of every task that some worker survived.
+
+    Raises:
+        As `map_unordered`.
+    """
+    import ray
+
+    def apply(batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            outcome: Any = [function(item) for item in pickle.loads(batch["items"][0])]
+        except Exception as error:  # handed over as a value: Ray Data is told to go on after errors, which are then dead workers only
+            outcome = _handed_over(error)
+        return {"task": batch["task"], "outcome": [pickle.dumps(outcome)]}
+
+    # pickled, because Ray would guess an Arrow type for our objects and warn of its failure
+    rows = [{"task": number, "items": pickle.dumps([items[i] for i in task])} for number, task in enumerate(tasks)]
+    with _quiet_ray_data():
+        pool = ray.data.TaskPoolStrategy(size=min(workers, len(rows)))
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray wants to name all options itself one day, but has no name for this one yet
+            mapped = data.map_batches(apply, batch_size=1, num_cpus=cpus_each, compute=pool, max_retries=DEATHS_PER_TASK)
+        try:
+            for row in mapped.iter_rows():
+                outcome = pickle.loads(row["outcome"])
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield tasks[int(row["task"])], outcome
+        except ray.exceptions.RayError as error:
+            raise no_room(error, "Ray's folder for temporary files") or error from None
+
+
+def _handed_over(error: Exception) -> Exception:
+    """The error in a form that crosses to another process."""
+    if isinstance(error, PfscaleError):
+        return error
+    import traceback
+
+    return no_room(error, "the node that ran this") or RuntimeError("".join(traceback.format_exception(error)))
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Ray Data without its progress bars and its notes on every execution, and going on after a task that killed its workers."""
+    import ray
+
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    bars, tolerated, level = context.enable_progress_bars, context.max_errored_blocks, logger.level
+    logger.setLevel(logging.CRITICAL)
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.max_errored_blocks = bars, tolerated
+        logger.setLevel(level)

@@ -1,0 +1,609 @@
+"""What an ingest does when the world fails: kill -9, a full disk, sources that change, two at once, strange names, very many files."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from pfscale.errors import InputFileError, OutputExistsError, PfscaleError, ResourceError
+from pfscale.shards import ingest as module
+from pfscale.shards import writer
+from pfscale.shards.dataset import load_index
+from pfscale.shards.ingest import ingest
+from pfscale.shards.lock import LOCK_FILE
+from pfscale.shards.manifest import MANIFEST_FILE, REQUEST_FILE, load_manifest
+from pfscale.shards.storage import UNFINISHED
+
+DATA = Path(__file__).parent.parent / "data"
+CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
+IDEA = DATA / "idea_delphes_ww_240_10ev_no_metadata.root"  # ten events; opened in a tenth of the time that the others need
+EVENTS = 10
+SEED = 20261122  # of the moments at which processes are killed
+
+
+def copies(folder: Path, number: int, source: Path = IDEA) -> list[str]:
+    """A small real file under several names: events of different identity."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [str(shutil.copy(source, folder / f"idea_ww_{i}_00000.root")) for i in range(number)]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All files of a folder, hidden ones too; the manifest without the places of its sources."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def serially(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Lets ingest do its work in this process, without Ray."""
+
+    def in_order(items: list[Any], function: Callable[[Any], Any], **_: object) -> Iterator[tuple[int, Any]]:
+        return ((number, function(item)) for number, item in enumerate(items))
+
+    for name, value in {"map_unordered": in_order, "ray_cluster": nullcontext, "count_workers": lambda _: (1, 1.0)}.items():
+        if monkeypatch is not None:
+            monkeypatch.setattr(module, name, value)
+        else:
+            setattr(module, name, value)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ingest in this process."""
+    serially(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray with two CPUs."""
+    import ray
+
+    from pfscale.ray_cluster import ray_cluster
+
+    with ray_cluster(num_cpus=2):
+        yield ray.get_runtime_context().gcs_address
+
+
+# --- kill -9
+
+
+def _kill_before_operation(which: int, files: list[str], out: str) -> None:
+    """Ingests in a forked process that is killed right before the given file operation (open, rename, delete) in the output folder."""
+    seen = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "fcntl.flock") and out in str(arguments[0]):
+            seen += 1
+            if seen == which:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(count)
+        ingest(files, detector="idea", output=out, rows_per_shard=4, rows_per_group=1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 0:
+        raise StopIteration
+    assert status == -signal.SIGKILL, status
+
+
+def _remembered(function: Callable[..., Any], key: Callable[..., Any], known: dict[Any, Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        place = (function.__name__, key(*arguments))
+        if place not in known:
+            result = function(*arguments, **named)
+            known[place] = list(result) if isinstance(result, Iterator) else result
+        return known[place]
+
+    return call
+
+
+def kill_at_every_operation(files: list[str], folder: str) -> int:
+    """The number of moments at which an ingest was killed; after each a rerun gave the same folder as an unbroken ingest."""
+    serially()
+    # what is read and extracted is the same every time; what is tested is what is written
+    known: dict[Any, Any] = {}
+    for where, name, key in (
+        (module, "examine", lambda path, *_: path),
+        (writer, "stream_events", lambda source, _, *span: (source.path, span)),
+    ):
+        setattr(where, name, _remembered(getattr(where, name), key, known))
+    unbroken = Path(folder, "unbroken")
+    ingest(files, detector="idea", output=unbroken, rows_per_shard=4, rows_per_group=1)
+    writer.open_source = lambda path: nullcontext(SimpleNamespace(path=path))  # type: ignore[assignment]
+    whole = everything(unbroken)
+    for which in range(1, 1000):
+        out = Path(folder, f"killed_{which}")
+        try:
+            _kill_before_operation(which, files, str(out))
+        except StopIteration:
+            return which - 1
+        ingest(files, detector="idea", output=out, rows_per_shard=4, rows_per_group=1)
+        assert everything(out) == whole, f"killed before operation {which}: {set(everything(out)) ^ set(whole)}"
+    raise AssertionError("the ingest never ended")
+
+
+def test_killed_before_every_file_operation(tmp_path: Path) -> None:
+    """Catches every order of writing, renaming and deleting that a kill at the wrong moment turns into lost, doubled or left-over files."""
+    files = copies(tmp_path / "in", 2)
+    script = f"import test_ingest_faults as t; print('kills', t.kill_at_every_operation({files!r}, {str(tmp_path)!r}))"
+    # a process of its own: it forks, which must not happen beside Ray's threads
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= 20
+
+
+@pytest.fixture
+def start_ingest(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts an ingest in a process of its own, which says `begin` right before; none is left at the end."""
+    script = (
+        "import sys; from pfscale.ray_cluster import ray_cluster; from pfscale.shards.ingest import ingest\n"
+        "with ray_cluster(num_cpus=2):\n"
+        "    print('begin', flush=True)\n"
+        "    ingest(sys.argv[2:], detector='idea', output=sys.argv[1], num_workers=2, rows_per_shard=1, rows_per_group=1)\n"
+    )
+    started: list[subprocess.Popen[str]] = []
+
+    def start(files: list[str], out: Path, address: str | None) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("RAY_ADDRESS", None)
+        if address is not None:
+            environment["RAY_ADDRESS"] = address
+        log = (tmp_path / f"ingest_{len(started)}.log").open("w")
+        command = [sys.executable, "-c", script, str(out), *files]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True))
+        assert started[-1].stdout is not None
+        assert started[-1].stdout.readline() == "begin\n", (tmp_path / f"ingest_{len(started) - 1}.log").read_text()
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            kill_with_children(process)
+        process.wait()
+
+
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    """kill -9 of a process that a test started and of all that it has started."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=20)
+
+
+def kill_a_worker(draw: random.Random) -> bool:
+    """kill -9 of one process that makes shards in the Ray of these tests; False where none does."""
+    workers = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.cmdline()[0].startswith("ray::MapBatches"):  # not one of the agents, without which the whole node ends
+                workers.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+            continue
+    if not workers:
+        return False
+    draw.choice(workers).kill()
+    return True
+
+
+def require_same(files: list[str], out: Path, whole: dict[str, bytes], about: str) -> None:
+    """Runs the ingest again in `out` and checks that nothing is missing, doubled or left over."""
+    ingest(files, detector="idea", output=out, num_workers=2, rows_per_shard=1, rows_per_group=1)
+    found = everything(out)
+    assert found.keys() == whole.keys(), f"{about}: {found.keys() ^ whole.keys()}"
+    assert found == whole, about
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_killed_at_a_random_moment(
+    victim: str, tmp_path: Path, start_ingest: Callable[..., subprocess.Popen[str]], cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches shards or events that are lost, doubled or left half after kill -9 of the ingest, or of one of Ray's workers."""
+    files, out, draw = copies(tmp_path / "in", 2), tmp_path / "out", random.Random(f"{SEED} {victim}")
+    process = start_ingest(files, out, cluster)
+    while not list(out.glob("*.parquet")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.5 * draw.random())
+    if victim == "worker":
+        assert kill_a_worker(draw)
+        assert process.wait(timeout=300) == 0
+        assert (out / MANIFEST_FILE).exists()
+    else:
+        process.kill()
+        process.wait()
+        assert not (out / MANIFEST_FILE).exists()
+    with monkeypatch.context() as patch:
+        serially(patch)
+        ingest(files, detector="idea", output=tmp_path / "unbroken", rows_per_shard=1, rows_per_group=1)
+    require_same(files, out, everything(tmp_path / "unbroken"), victim)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("victim", ["driver", "worker", "everything"])
+def test_killed_at_many_random_moments(
+    victim: str, tmp_path: Path, start_ingest: Callable[..., subprocess.Popen[str]], cluster: str
+) -> None:
+    """The same, ten times each, at moments spread from examining the files to writing the manifest; `everything`: with its whole Ray."""
+    files, draw, kills, tries, num_kills = copies(tmp_path / "in", 4), random.Random(f"{SEED} {victim}"), 0, 0, 10
+    address = None if victim == "everything" else cluster
+    process, begun = start_ingest(files, tmp_path / "unbroken", address), time.monotonic()
+    assert process.wait(timeout=300) == 0
+    seconds, whole = time.monotonic() - begun, everything(tmp_path / "unbroken")
+    while kills < num_kills:
+        tries += 1
+        assert tries < 3 * num_kills, "the ingests end before they are killed"
+        # an ingest that was quicker than the first has ended before a late moment: then an earlier one
+        moment = seconds * (kills + draw.random()) / num_kills * 0.9 ** (tries - kills - 1)
+        out = tmp_path / f"out_{tries}"
+        process, begun = start_ingest(files, out, address), time.monotonic()
+        time.sleep(moment)
+        if victim == "worker":
+            while process.poll() is None and not kill_a_worker(draw):
+                time.sleep(0.01)
+        was_killed = process.poll() is None
+        shards = len(list(out.glob("*.parquet")))
+        about = f"{victim}: kill {kills + 1} at {time.monotonic() - begun:.2f} of {seconds:.2f} s, seed {SEED}, {shards} shards"
+        if victim == "everything" and was_killed:
+            kill_with_children(process)
+        elif victim == "driver":
+            process.kill()
+        assert process.wait(timeout=300) == 0 or victim != "worker", about
+        print(about if was_killed else f"{about} (had ended)", flush=True)
+        require_same(files, out, whole, about)
+        kills += was_killed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_item_that_kills_its_workers() -> None:
+    """Catches one file that crashes the reading library and takes the whole ingest with it, or its neighbours in the same task."""
+    from pfscale.shards.workers import map_unordered
+
+    def double(number: int) -> int:
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * number
+
+    results = dict(map_unordered(list(range(40)), double, on_death=lambda number: -number, workers=2, cpus_each=0.5))
+    assert results == {number: -5 if number == 5 else 2 * number for number in range(40)}
+
+
+# --- disk full
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A disk of the given size; called again, the same one made larger."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = False
+
+    def mount(size: str) -> Path:
+        nonlocal mounted
+        options = f"remount,size={size}" if mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.decode().strip()}")
+        mounted = True
+        return place
+
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield mount
+    if mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_disk_full_in_a_worker(tmp_path: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a full disk that ends in a traceback, in a half-written shard or in left-over files, and one that costs what was complete."""
+    files = copies(tmp_path / "in", 4, CLD)
+    out = small_disk("140k") / "out"
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        ingest(files, detector="cld", output=out, rows_per_group=1)
+    assert caught.value.where == str(out)
+    assert caught.value.hint
+    kept = {name: data for name, data in everything(out).items() if name != REQUEST_FILE}
+    assert kept
+    assert all(name.endswith(".parquet") for name in kept)
+    serially(monkeypatch)
+    small_disk("64m")
+    manifest = ingest(files, detector="cld", output=out, rows_per_group=1)
+    assert manifest.num_events == 4
+    assert kept.items() <= everything(out).items()
+    assert set(everything(out)) == {MANIFEST_FILE, *(shard.file for shard in manifest.shards)}
+    assert manifest == ingest(files, detector="cld", output=tmp_path / "unbroken", rows_per_group=1)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_disk_full_when_the_manifest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a manifest cut by a full disk, and an error without a word on what to do."""
+    import resource
+
+    files = copies(tmp_path / "in", 1)
+    out = tmp_path / "out"
+    write = module.write_manifest
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_with_little_room(*arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        try:
+            write(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(module, "write_manifest", write_with_little_room)
+    with pytest.raises(ResourceError, match="disk is full"):
+        ingest(files, detector="idea", output=out)
+    assert not (out / MANIFEST_FILE).exists()
+    assert not list(out.glob(f"*{UNFINISHED}")), "a cut file is left"
+    monkeypatch.setattr(module, "write_manifest", write)
+    assert ingest(files, detector="idea", output=out).num_events == EVENTS
+
+
+# --- sources that change
+
+
+def after_examining(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
+    """Calls `change` when the files have been examined and none has been read."""
+    note = module.note_request
+
+    def note_and_change(*arguments: Any) -> None:
+        note(*arguments)
+        change()
+
+    monkeypatch.setattr(module, "note_request", note_and_change)
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def appended(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+def being_copied(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20_000])
+
+
+def touched(path: Path) -> None:
+    os.utime(path)
+
+
+@pytest.mark.parametrize(("change", "message"), [(deleted, "deleted"), (appended, "changed"), (being_copied, "changed"), (touched, None)])
+@pytest.mark.usefixtures("no_ray")
+def test_source_changed_while_it_is_read(
+    change: Callable[[Path], None], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches shards made of two states of a file under one digest, and a file called damaged that is only being written."""
+    good, other = copies(tmp_path / "in", 2)
+    after_examining(monkeypatch, lambda: change(Path(other)))
+    manifest = ingest([good, other], detector="idea", output=tmp_path / "out")
+    if message is None:
+        assert not manifest.quarantined
+        return
+    assert [record.path for record in manifest.quarantined] == [other]
+    assert message in manifest.quarantined[0].reason
+    assert [shard.source for shard in manifest.shards] == [good]
+    assert set(everything(tmp_path / "out")) == {MANIFEST_FILE, manifest.shards[0].file}
+
+
+def interrupted(files: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ingest that is ended when its shards are there and the manifest is not."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ingest(files, detector="idea", output=out, rows_per_shard=4)
+    assert list(out.glob("*.parquet"))
+    assert not (out / MANIFEST_FILE).exists()
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.usefixtures("no_ray")
+def test_rerun_says_what_is_different(is_finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches "other data" without a word on which file has changed, is gone or is new, or which setting."""
+    files, out = copies(tmp_path / "in", 3), tmp_path / "out"
+    if is_finished:
+        ingest(files, detector="idea", output=out, rows_per_shard=4)
+    else:
+        interrupted(files, out, monkeypatch)
+
+    def rerun(sources: list[str], **changed: Any) -> str:
+        with pytest.raises(OutputExistsError) as caught:
+            ingest(sources, **{"detector": "idea", "output": out, "rows_per_shard": 4, **changed})
+        assert caught.value.hint
+        return str(caught.value)
+
+    before = everything(out)
+    text = rerun(files, rows_per_shard=1)
+    assert "rows per shard 4, not 1" in text
+    assert "process unset, not ttbar" in rerun(files, process="ttbar")
+    assert "'idea_ww_2_00000.root' is not among the files given" in rerun(files[:2])
+    assert "'idea_ww_7_00000.root' is not in it" in rerun([*files, str(shutil.copy(IDEA, tmp_path / "idea_ww_7_00000.root"))])
+    appended(Path(files[1]))
+    text = rerun(files)
+    assert "'idea_ww_1_00000.root' changed since" in text
+    assert "idea_ww_0" not in text
+    Path(files[1]).unlink()
+    assert "'idea_ww_1_00000.root' cannot be read any more" in rerun(files)
+    assert everything(out) == before
+    if is_finished:
+        for file in files[::2]:
+            Path(file).unlink()
+        assert "complete" in rerun(files), "a data set does not need its sources"
+        assert load_index(out).num_events == 3 * EVENTS
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_number_of_workers_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rerun on another machine that begins anew."""
+    files, out = copies(tmp_path / "in", 1), tmp_path / "out"
+    interrupted(files, out, monkeypatch)
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert ingest(files, detector="idea", output=out, rows_per_shard=4, num_workers=7).num_events == EVENTS
+    assert stamps == {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+
+
+# --- strict
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_strict_stops_at_a_bad_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches --strict that lets unusable events pass because their file can be read, or one that calls an empty event bad."""
+    from pfscale.edm4hep.extraction import NO_VISIBLE_PARTICLE
+
+    files = copies(tmp_path / "in", 1)
+    extract = writer.stream_events
+
+    def spoil(reason: str) -> None:
+        from dataclasses import replace
+
+        from pfscale.shards.events import DroppedEvent
+
+        def with_a_bad_event(*arguments: Any, **named: Any) -> Iterator[Any]:
+            for events in extract(*arguments, **named):
+                yield replace(events, table=events.table.slice(1), dropped=(DroppedEvent(0, reason),))
+
+        monkeypatch.setattr(writer, "stream_events", with_a_bad_event)
+
+    spoil("energies do not close")
+    with pytest.raises(InputFileError, match="event 0 cannot be used: energies do not close") as caught:
+        ingest(files, detector="idea", output=tmp_path / "bad", strict=True)
+    assert caught.value.where == files[0]
+    assert len(ingest(files, detector="idea", output=tmp_path / "bad").dropped) == 1
+    with pytest.raises(InputFileError, match="event 0"):
+        ingest(files, detector="idea", output=tmp_path / "bad", strict=True)
+    spoil(NO_VISIBLE_PARTICLE)
+    assert len(ingest(files, detector="idea", output=tmp_path / "empty", strict=True).dropped) == 1
+
+
+# --- two at once, and where to
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_second_ingest_into_one_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches two ingests that delete each other's unfinished files."""
+    files, out = copies(tmp_path / "in", 1), tmp_path / "out"
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        at_work.set()
+        assert go_on.wait(60)
+
+    after_examining(monkeypatch, wait)
+    first = threading.Thread(target=ingest, args=(files,), kwargs={"detector": "idea", "output": out})
+    first.start()
+    try:
+        assert at_work.wait(60)
+        begun = time.monotonic()
+        with pytest.raises(ResourceError, match=f"another ingest is at work.*process {os.getpid()} on .*, since 2"):
+            ingest([str(tmp_path / "not" / "even" / "there.root")], detector="idea", output=out)
+        assert time.monotonic() - begun < 1
+    finally:
+        go_on.set()
+        first.join()
+    assert load_manifest(out).num_events == EVENTS
+    assert not (out / LOCK_FILE).exists()
+    monkeypatch.undo()
+    assert ingest(files, detector="idea", output=out).num_events == EVENTS
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    """Catches tracebacks for the usual mistakes, and folders that are left behind by an ingest that did nothing."""
+    files = copies(tmp_path / "in", 1)
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputExistsError, match="file"):
+            ingest(files, detector="idea", output=output)
+    with pytest.raises(InputFileError):
+        ingest([str(tmp_path / "nothing.root")], detector="idea", output=tmp_path / "a" / "b" / "c")
+    assert not (tmp_path / "a").exists()
+    if os.geteuid() == 0:
+        with pytest.raises((ResourceError, OutputExistsError)):  # root may write everywhere but here
+            ingest(files, detector="idea", output="/proc/pfscale")
+        return
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(ResourceError, match="cannot write"):
+        ingest(files, detector="idea", output=tmp_path / "locked" / "out")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_names_of_all_kinds(tmp_path: Path) -> None:
+    """Catches paths that are cut at colons, taken for globs, or whose letters no file system can hold in that length."""
+    folder = tmp_path / "rün 1: *ä[x]" / "a:b"
+    folder.mkdir(parents=True)
+    path = folder / f"{'粒子' * 40} é.root"
+    shutil.copy(IDEA, path)
+    manifest = ingest([str(path)], detector="idea", output=tmp_path / "öut put")
+    assert manifest.sources[0].name == path.name
+    assert load_index(tmp_path / "öut put").num_events == EVENTS
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches files of one name in two folders of which one overwrites the other, or that are refused though their events differ."""
+    (one,), (two,) = copies(tmp_path / "1", 1), copies(tmp_path / "2", 1)
+    with pytest.raises(InputFileError, match="more than once") as caught:
+        ingest([one, two], detector="idea", output=tmp_path / "same")
+    assert one in str(caught.value)
+    assert two in str(caught.value)
+    assert not (tmp_path / "same").exists(), "the same contents can be told before anything is made"
+    appended(Path(two))
+    with pytest.raises(InputFileError, match="same file name, entry, run and number"):
+        ingest([one, two], detector="idea", output=tmp_path / "equal_events")
+    extract = writer.stream_events
+
+    def of_another_run(source: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
+        from dataclasses import replace
+
+        import pyarrow as pa
+
+        for events in extract(source, *arguments, **named):
+            event = events.table.column("event").combine_chunks()
+            children = [event.field(leaf.name) for leaf in event.type]
+            uid = event.type.get_field_index("uid")
+            children[uid] = pa.array([number + 1 for number in children[uid].to_pylist()], pa.uint64())
+            other = pa.StructArray.from_arrays(children, fields=list(event.type))
+            place = events.table.schema.get_field_index("event")
+            table = events.table.set_column(place, events.table.schema.field("event"), other)
+            yield replace(events, table=table) if source.path == two else events
+
+    monkeypatch.setattr(writer, "stream_events", of_another_run)
+    manifest = ingest([one, two], detector="idea", output=tmp_path / "different_events")
+    assert manifest.num_events == 2 * EVENTS
+    assert len({shard.file for shard in manifest.shards}) == 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_errors_cross_from_workers_as_they_are() -> None:
+    """Catches our own errors that Ray wraps until nobody finds them, and bugs that are swallowed."""
+    from pfscale.shards.workers import map_unordered
+
+    def fail(number: int) -> int:
+        if number == 1:
+            raise ResourceError("the disk is full", where="here", hint="make room")
+        raise KeyError("a bug")
+
+    for items, kind in (([1], PfscaleError), ([2], RuntimeError)):
+        with pytest.raises(kind, match=r"full|a bug"):
+            list(map_unordered(items, fail, on_death=lambda _: None, workers=1, cpus_each=0.5))

@@ -199,7 +199,7 @@ def ingest(
 def _make_shards(
     files: list[str], output: str, detector: str | None, process: str, simulation: str | None, workers: int, strict: bool
 ) -> bool:
-    """Whether files were set aside, after telling of them and of what was made."""
+    """Whether files or events were set aside, after telling of them and of what was made."""
     from pfscale.shards.ingest import ingest as make_shards
 
     if detector is None:
@@ -220,7 +220,10 @@ def _make_shards(
     out.print(f"{manifest.num_events} event{'s' * (manifest.num_events != 1)}: {output}")
     for bad in manifest.quarantined:
         print(f"set aside: {bad.path}: {bad.reason}" + (f"\n  -> {bad.hint}" if bad.hint else ""), file=sys.stderr)
-    return bool(manifest.quarantined)
+    for reason, events in manifest.bad_events.items():
+        first = f"{events[0].source}, entry {events[0].entry}"
+        print(f"left out: {len(events)} event{'s' * (len(events) != 1)}: {reason} (first: {first})", file=sys.stderr)
+    return bool(manifest.quarantined or manifest.bad_events)
 
 
 def _check(folder: str) -> bool:

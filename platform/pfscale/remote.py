@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from pfscale.errors import InputFileError, PfscaleError, ResourceError
 
@@ -35,8 +35,12 @@ _FORBIDDEN: tuple[str, ...] = (
     "access denied",
     "accessdenied",
     "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "expiredtoken",
+    "unable to locate credentials",
+    "credentials were refreshed",
+    "invalid token",
 )
-_FORBIDDEN += ("signaturedoesnotmatch", "expiredtoken", "unable to locate credentials", "credentials were refreshed", "invalid token")
 _UNREACHABLE: tuple[str, ...] = (
     "connect",
     "timed out",
@@ -46,8 +50,13 @@ _UNREACHABLE: tuple[str, ...] = (
     "invalid address",
     "name or service",
     "[fatal]",
+    "temporary failure",
+    "broken pipe",
+    "service unavailable",
+    "slowdown",
+    "internalerror",
+    "disconnected",
 )
-_UNREACHABLE += ("temporary failure", "broken pipe", "service unavailable", "slowdown", "internalerror", "disconnected")
 
 
 def is_remote(path: str) -> bool:
@@ -62,18 +71,23 @@ def local_path(path: str) -> str:
 
 def base_name(path: str) -> str:
     """The file's name at the end of a path or URL, without the query of an https address: part of an event's identity."""
-    if path.startswith(("http://", "https://")):
-        path = urlsplit(path).path
-    return path.rstrip("/").rpartition("/")[2] if is_remote(path) else os.path.basename(path.rstrip("/"))
+    if not is_remote(path):
+        return os.path.basename(path.rstrip("/"))
+    return _bare(path).rstrip("/").rpartition("/")[2]
 
 
 def without_secrets(path: str) -> str:
     """The address as it may be written down: no user, password or signed query."""
     if not is_remote(path):
         return path
-    parts = urlsplit(path)
-    query = "" if parts.scheme in ("http", "https") else parts.query
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+    protocol, _, rest = _bare(path).partition("://")
+    host, slash, inner = rest.partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{inner}"
+
+
+def _bare(url: str) -> str:
+    """The URL without its query, which may hold a signature or a token; in the names of objects (s3://) a ? or # means itself."""
+    return re.split(r"[?#]", url, maxsplit=1)[0] if url.startswith(("http://", "https://", "root://")) else url
 
 
 def remote_filesystem(url: str) -> tuple[Any, str]:

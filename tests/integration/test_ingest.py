@@ -8,9 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import awkward as ak
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import podio_files as podio
+from pfscale.edm4hep.detectors import find_detector
 from pfscale.errors import InputFileError, OutputExistsError, ResourceError, ShardError, UnknownNameError
 from pfscale.shards.events import EXTRACTION_VERSION
 from pfscale.shards.ingest import ingest
@@ -34,7 +38,10 @@ def cluster() -> Iterator[None]:
 def copies(folder: Path, number: int) -> list[str]:
     """The CLD event under several names: events of different identity."""
     folder.mkdir(exist_ok=True)
-    return [str(shutil.copy(CLD, folder / f"cld_zh_{i}_00000.root")) for i in range(number)]
+    paths = [folder / f"cld_zh_{i}_00000.root" for i in range(number)]
+    for i, path in enumerate(paths):
+        path.write_bytes(CLD.read_bytes() + bytes([i]))  # a file that is there twice is refused; what is behind a file's end is not read
+    return [str(path) for path in paths]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -132,13 +139,50 @@ def test_file_damaged_inside_is_set_aside_whole(tmp_path: Path) -> None:
 
 def test_same_event_twice_is_refused(tmp_path: Path) -> None:
     """Catches an event that is trained on twice, or in two splits, because its file was given twice."""
-    for folder in ("a", "b"):
-        copies(tmp_path / folder, 1)
+    for folder, end in (("a", b""), ("b", b"x")):  # the same event in files of different contents
+        (path,) = copies(tmp_path / folder, 1)
+        Path(path).write_bytes(Path(path).read_bytes() + end)
     with pytest.raises(InputFileError, match="more than once"):
         ingest([str(tmp_path / "[ab]" / "*.root")], detector="cld", output=tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST_FILE).exists()
     same = str(tmp_path / "a" / "*.root")
     assert ingest([same, same], detector="cld", output=tmp_path / "once").num_events == 1
+
+
+def test_names_with_dots_keep_their_own_shards(tmp_path: Path) -> None:
+    """Catches files whose shards have one name, so that one file's events are lost and another's counted twice."""
+    first, second = (Path(path) for path in copies(tmp_path / "in", 2))
+    files = [str(first.rename(tmp_path / "run.000001.root")), str(second.rename(tmp_path / "run.000002.root"))]
+    manifest = ingest(files, detector="cld", output=tmp_path / "out")
+    assert len({shard.file for shard in manifest.shards}) == 2
+    events = [pq.read_table(tmp_path / "out" / shard.file).to_pylist()[0]["event"]["file"] for shard in manifest.shards]
+    assert sorted(events) == ["run.000001.root", "run.000002.root"]
+
+
+def test_same_file_under_two_names_is_refused(tmp_path: Path) -> None:
+    """Catches a copy whose events are trained on twice, or stand in the training and in the test split."""
+    (path,) = copies(tmp_path / "in", 1)
+    copy = str(shutil.copy(path, tmp_path / "in" / "copy.root"))
+    with pytest.raises(InputFileError, match="there twice"):
+        ingest([path, copy], detector="cld", output=tmp_path / "out")
+
+
+def test_bad_events_show_in_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches events that are left out without a word, and a strict rerun that lets pass what a strict run refuses."""
+    from pfscale.cli import QUARANTINED, run
+
+    leaves = podio.read_leaves(
+        CLD, [*find_detector("cld").required, "EventHeader", "CalohitMCTruthLink", "SiTracksMCTruthLink", "MUON", "HCALOther"]
+    )
+    leaves = podio.repeated(leaves, 2)
+    energy = leaves["PandoraClusters.energy"]
+    leaves["PandoraClusters.energy"] = ak.concatenate([energy[:1], energy[1:] * np.nan])
+    path = podio.write(tmp_path / "spoiled.root", leaves, podio.ids_of(CLD))
+    command = ["ingest", str(path), "--detector", "cld", "--output", str(tmp_path / "out")]
+    for _ in range(2):
+        assert run(command) == QUARANTINED
+        assert "1 event: cluster" in capsys.readouterr().err
+    assert run([*command, "--strict"]) == 2
 
 
 def test_wrong_names_and_numbers(tmp_path: Path) -> None:

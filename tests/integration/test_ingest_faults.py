@@ -29,16 +29,18 @@ from pfscale.shards.manifest import MANIFEST_FILE, REQUEST_FILE, load_manifest
 from pfscale.shards.storage import UNFINISHED
 
 DATA = Path(__file__).parent.parent / "data"
-CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
 IDEA = DATA / "idea_delphes_ww_240_10ev_no_metadata.root"  # ten events; opened in a tenth of the time that the others need
 EVENTS = 10
 SEED = 20261122  # of the moments at which processes are killed
 
 
-def copies(folder: Path, number: int, source: Path = IDEA) -> list[str]:
+def copies(folder: Path, number: int) -> list[str]:
     """A small real file under several names: events of different identity."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [str(shutil.copy(source, folder / f"idea_ww_{i}_00000.root")) for i in range(number)]
+    paths = [folder / f"idea_ww_{i}_00000.root" for i in range(number)]
+    for i, path in enumerate(paths):
+        path.write_bytes(IDEA.read_bytes() + bytes([i]))  # a file that is there twice is refused; what is behind a file's end is not read
+    return [str(path) for path in paths]
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -217,7 +219,7 @@ def test_killed_at_a_random_moment(
     victim: str, tmp_path: Path, start_ingest: Callable[..., subprocess.Popen[str]], cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches shards or events that are lost, doubled or left half after kill -9 of the ingest, or of one of Ray's workers."""
-    files, out, draw = copies(tmp_path / "in", 2), tmp_path / "out", random.Random(f"{SEED} {victim}")
+    files, out, draw = copies(tmp_path / "in", 1), tmp_path / "out", random.Random(f"{SEED} {victim}")
     process = start_ingest(files, out, cluster)
     while not list(out.glob("*.parquet")) and process.poll() is None:
         time.sleep(0.01)
@@ -230,9 +232,8 @@ def test_killed_at_a_random_moment(
         process.kill()
         process.wait()
         assert not (out / MANIFEST_FILE).exists()
-    with monkeypatch.context() as patch:
-        serially(patch)
-        ingest(files, detector="idea", output=tmp_path / "unbroken", rows_per_shard=1, rows_per_group=1)
+    serially(monkeypatch)
+    ingest(files, detector="idea", output=tmp_path / "unbroken", rows_per_shard=1, rows_per_group=1)
     require_same(files, out, everything(tmp_path / "unbroken"), victim)
 
 
@@ -315,10 +316,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.usefixtures("cluster")
 def test_disk_full_in_a_worker(tmp_path: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a full disk that ends in a traceback, in a half-written shard or in left-over files, and one that costs what was complete."""
-    files = copies(tmp_path / "in", 4, CLD)
+    files = copies(tmp_path / "in", 1)
     out = small_disk("140k") / "out"
     with pytest.raises(ResourceError, match="disk is full") as caught:
-        ingest(files, detector="cld", output=out, rows_per_group=1)
+        ingest(files, detector="idea", output=out, rows_per_shard=2)
     assert caught.value.where == str(out)
     assert caught.value.hint
     kept = {name: data for name, data in everything(out).items() if name != REQUEST_FILE}
@@ -326,11 +327,11 @@ def test_disk_full_in_a_worker(tmp_path: Path, small_disk: Callable[[str], Path]
     assert all(name.endswith(".parquet") for name in kept)
     serially(monkeypatch)
     small_disk("64m")
-    manifest = ingest(files, detector="cld", output=out, rows_per_group=1)
-    assert manifest.num_events == 4
+    manifest = ingest(files, detector="idea", output=out, rows_per_shard=2)
+    assert manifest.num_events == EVENTS
     assert kept.items() <= everything(out).items()
     assert set(everything(out)) == {MANIFEST_FILE, *(shard.file for shard in manifest.shards)}
-    assert manifest == ingest(files, detector="cld", output=tmp_path / "unbroken", rows_per_group=1)
+    assert manifest == ingest(files, detector="idea", output=tmp_path / "unbroken", rows_per_shard=2)
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -469,7 +470,7 @@ def test_number_of_workers_may_change(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("no_ray")
 def test_strict_stops_at_a_bad_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches --strict that lets unusable events pass because their file can be read, or one that calls an empty event bad."""
-    from pfscale.edm4hep.extraction import NO_VISIBLE_PARTICLE
+    from pfscale.shards.manifest import NO_VISIBLE_PARTICLE
 
     files = copies(tmp_path / "in", 1)
     extract = writer.stream_events
@@ -563,7 +564,7 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
 def test_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches files of one name in two folders of which one overwrites the other, or that are refused though their events differ."""
     (one,), (two,) = copies(tmp_path / "1", 1), copies(tmp_path / "2", 1)
-    with pytest.raises(InputFileError, match="more than once") as caught:
+    with pytest.raises(InputFileError, match="twice") as caught:
         ingest([one, two], detector="idea", output=tmp_path / "same")
     assert one in str(caught.value)
     assert two in str(caught.value)
@@ -607,3 +608,22 @@ def test_errors_cross_from_workers_as_they_are() -> None:
     for items, kind in (([1], PfscaleError), ([2], RuntimeError)):
         with pytest.raises(kind, match=r"full|a bug"):
             list(map_unordered(items, fail, on_death=lambda _: None, workers=1, cpus_each=0.5))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_rerun_opens_no_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a rerun of a thousand files that opens all of them to find out that nothing is to be done."""
+    files, out = copies(tmp_path / "in", 2), tmp_path / "out"
+    interrupted(files, out, monkeypatch)
+    bad = str(tmp_path / "bad.root")
+    Path(bad).write_text("no ROOT file")
+    opened = []
+    look = module.examine
+    monkeypatch.setattr(module, "examine", lambda path, *rest: opened.append(path) or look(path, *rest))
+    first = ingest(files, detector="idea", output=out, rows_per_shard=4)
+    assert ingest(files, detector="idea", output=out, rows_per_shard=4) == first
+    assert opened == []
+    with_bad = ingest([*files, bad], detector="idea", output=tmp_path / "with_bad")
+    assert opened == [bad, *files]
+    assert ingest([*files, bad], detector="idea", output=tmp_path / "with_bad") == with_bad
+    assert opened == [bad, *files, bad], "a file that was bad may have been mended"

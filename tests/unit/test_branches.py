@@ -93,3 +93,9 @@ def test_streamed_events_are_those_of_one_read(with_truth: bool, monkeypatch: py
         whole = extract_events(source, detector, 0, 3, with_truth=with_truth).table
     assert [part.table.num_rows for part in parts] == [1, 1, 1]
     assert [row for part in parts for row in part.table.to_pylist()] == whole.to_pylist()
+
+
+def test_fields_are_called_as_uproot_calls_them() -> None:
+    """Catches names of RNTuple fields that differ from those by which uproot finds them."""
+    with uproot.open(DATA / "schema_all_types_rntuple_podio1.7.root") as file:
+        assert set(Branches(file["events"])) == {name for name in file["events"].keys() if name}  # noqa: SIM118 (not a dict)

@@ -432,7 +432,7 @@ def test_the_exit_code_says_whether_the_data_passed(
     capsys.readouterr()
     assert run(["ingest", "--check", "--output", str(bad)]) == GATES_FAILED
     assert "1 failed" in capsys.readouterr().out
-    aside = SimpleNamespace(num_events=5, quarantined=(SimpleNamespace(path="x.root", reason="broken", hint=None),))
+    aside = SimpleNamespace(num_events=5, quarantined=(SimpleNamespace(path="x.root", reason="broken", hint=None),), bad_events={})
     monkeypatch.setattr(module, "ingest", lambda *_, **__: aside)
     for folder, code in ((bad, GATES_FAILED), (good, 3)):
         assert run(["ingest", "x.root", "--detector", "cld", "--check", "--output", str(folder)]) == code

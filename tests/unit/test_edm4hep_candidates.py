@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,8 @@ def test_truth_of_candidates_that_are_known(tmp_path: Path) -> None:
     row = row_of(tmp_path, made_event())
     assert [(CLASSES[t["class"]], t["energy"], t["gp_to_track"]) for t in row["track_target"]] == [("211", 10.0, 1.0), ("11", 4.0, 1.0)]
     photon, hadron = row["cluster_target"]
-    # the tower's two photons have half of it each; the second has no element of its own and is merged into the first
-    assert (CLASSES[photon["class"]], photon["energy"], photon["gp_to_cluster"]) == ("22", 8.0, pytest.approx(4.1))
+    # the tower is shared by its two photons' energies; the second has no element of its own and is merged into the first
+    assert (CLASSES[photon["class"]], photon["energy"], photon["gp_to_cluster"]) == ("22", 8.0, pytest.approx(6.15))
     assert (CLASSES[hadron["class"]], hadron["energy"], hadron["gp_to_cluster"]) == ("130", 8.0, pytest.approx(9.0))
     assert [(p["pdg"], p["owner"]) for p in row["gen_particle"]] == [(211, 0), (11, 1), (22, 2), (22, 2), (130, 3)]
     assert (row["gen_met"]["px"], row["gen_met"]["py"]) == pytest.approx((-18.0, 3.0))  # the unseen photon counts, the pi0 does not
@@ -203,7 +204,7 @@ def test_deposits_are_those_of_a_slow_loop(tmp_path: Path) -> None:
         chunk = read_chunk(source, detector, 0, len(made))
         particles = read_particles(chunk)
         offsets = np.searchsorted(particles.event, np.arange(len(made) + 1))
-        deposits = read_deposits(chunk, offsets)
+        deposits = read_deposits(chunk, offsets, particles.energy)
     num_photons = [len(event["EFlowPhoton"]["energy"]) for event in made]
     shares: dict[tuple[int, int], float] = {}
     tracks: list[tuple[int, int, float]] = []
@@ -225,6 +226,43 @@ def test_deposits_are_those_of_a_slow_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(links, sorted(tracks))
 
 
+def test_a_hard_photon_among_soft_ones_keeps_its_tower(tmp_path: Path) -> None:
+    """Catches a particle that is lost because many soft ones, linked without weights, get as much of its tower."""
+    event = made_event()
+    soft = [2] * 12
+    event["MCRecoAssociations"]["weight"] = [0.0] * (3 + len(soft) + 1)
+    event["_MCRecoAssociations_from"] = references("ReconstructedParticles", 0, 1, 2, *[2] * len(soft), 3)
+    event["_MCRecoAssociations_to"] = references("Particle", 0, 1, 2, *[5] * len(soft), 4)
+    event["Particle"]["momentum.y"][5] = 0.1
+    photon, _ = row_of(tmp_path, event)["cluster_target"]
+    assert photon["gp_to_cluster"] == pytest.approx(8.2 * 6 / (6 + 1.2))
+
+
+def test_features_do_not_depend_on_the_events_around(tmp_path: Path) -> None:
+    """Catches sums over the hits of clusters of several collections that take the hits of other clusters."""
+    rng = np.random.default_rng(7)
+    made = [random_links(rng) for _ in range(25)]
+    for event in made:
+        event["CalorimeterHits"]["energy"] = rng.uniform(0.1, 5.0, 3).tolist()
+        for part in ("EFlowPhoton", "EFlowNeutralHadron"):
+            number = len(event[part]["energy"])
+            event[part] = towers(event[part]["energy"], rng.integers(1, 4, number).tolist())
+            event[f"_{part}_hits"] = references("CalorimeterHits", *rng.integers(0, 3, max(event[part]["hits_end"], default=0)).tolist())
+    detector = find_detector("idea")
+    together = extract(write_events(tmp_path / "all.root", made), detector, with_truth=False).table.to_pylist()
+    for number, event in enumerate(made):
+        (alone,) = extract(write_events(tmp_path / f"{number}.root", [event]), detector, with_truth=False).table.to_pylist()
+        assert alone["cluster"] == together[number]["cluster"]
+        ends = {part: [0, *event[part]["hits_end"]] for part in ("EFlowPhoton", "EFlowNeutralHadron")}
+        deposits = event["CalorimeterHits"]["energy"]
+        sums = [
+            sum(deposits[hit] for hit in event[f"_{part}_hits"]["index"][begin:end])
+            for part, bounds in ends.items()
+            for begin, end in itertools.pairwise(bounds)
+        ]
+        assert [cluster["energy_other"] for cluster in alone["cluster"]] == pytest.approx(sums)
+
+
 def slow_shares(event: Event, relation: str, collection: str, element: int, *, normalised: bool) -> list[tuple[int, float]]:
     """(particle, share) of every link to a candidate that has the element."""
     found = []
@@ -240,8 +278,12 @@ def slow_shares(event: Event, relation: str, collection: str, element: int, *, n
             if target["index"][place] == element and target["collectionID"][place] == collection_id(collection):
                 found.append((particle, weight))
     total = sum(weight for _, weight in found)
-    if total == 0:
+    if total == 0 and relation == "tracks":
         return [(particle, 1 / len(found)) for particle, _ in found]
+    if total == 0:
+        momenta = event["Particle"]
+        found = [(p, math.hypot(momenta["momentum.x"][p], momenta["momentum.y"][p])) for p, _ in found]
+        total = sum(energy for _, energy in found)
     return [(particle, weight / total) for particle, weight in found] if normalised else found
 
 

@@ -14,10 +14,10 @@ import pytest
 import uproot
 
 from pfscale.edm4hep.detectors import find_detector
-from pfscale.edm4hep.extraction import NO_VISIBLE_PARTICLE
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import InputFileError
 from pfscale.shards.events import EventTable, extract_events
+from pfscale.shards.manifest import NO_VISIBLE_PARTICLE
 from pfscale.shards.schema import CLASSES, COLUMNS, arrow_schema
 
 DATA = Path(__file__).parent.parent / "data"

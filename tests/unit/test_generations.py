@@ -321,6 +321,40 @@ def test_metadata_without_an_id(collection: str, leaves: podio.Leaves, ids: dict
     assert caught.value.where == str(path)
 
 
+@pytest.mark.parametrize("relation", ["_CalohitMCTruthLink_from", "_MCParticles_parents", "_PandoraPFOs_tracks", "_PandoraClusters_hits"])
+def test_reference_to_an_unlisted_collection(relation: str, leaves: podio.Leaves, ids: dict[str, int], tmp_path: Path) -> None:
+    """Catches truth that vanishes without a word because references mean a collection that the file does not list."""
+    strange = {**leaves, f"{relation}.collectionID": ak.full_like(leaves[f"{relation}.collectionID"], 12345)}
+    with open_source(podio.write(tmp_path / "events.root", strange, ids)) as source:
+        result = extract_events(source, DETECTOR, 0, 1, with_truth=True)
+    assert result.table.num_rows == 0
+    assert "(id 12345) that the file does not list" in result.dropped[0].reason
+
+
+@pytest.mark.parametrize("collection", ["CalohitMCTruthLink", "SiTracksMCTruthLink"])
+@pytest.mark.parametrize("meant", [12345, "PandoraPFOs"])
+def test_links_to_other_particles(collection: str, meant: int | str, leaves: podio.Leaves, ids: dict[str, int], tmp_path: Path) -> None:
+    """Catches a file whose truth links mean particles that are not read, taken for one in which nothing was seen."""
+    leaf = f"_{collection}_to.collectionID"
+    elsewhere = {**leaves, leaf: ak.full_like(leaves[leaf], ids.get(str(meant), meant))}
+    with pytest.raises(InputFileError, match=f"'{collection}' leads to the particles"):
+        extract(podio.write(tmp_path / "events.root", elsewhere, ids))
+
+
+def test_id_tables_that_contradict_one_another(leaves: podio.Leaves, ids: dict[str, int], tmp_path: Path) -> None:
+    """Catches files that were joined although their collections are numbered differently: ECAL hits would be taken for HCAL hits."""
+    with pytest.raises(InputFileError, match="contradict"):
+        open_source(podio.write(tmp_path / "events.root", leaves, {**ids, "Another": ids["ECALBarrel"]}))
+
+
+def test_covariance_of_another_size(leaves: podio.Leaves, ids: dict[str, int], tmp_path: Path) -> None:
+    """Catches numbers of one track's covariance given to another, and a traceback instead of an error of the file."""
+    name = next(leaf for leaf in leaves if "covMatrix" in leaf)
+    for width in (10, 6):
+        with pytest.raises(InputFileError, match="not 15 or more"):
+            extract(podio.write(tmp_path / f"{width}.root", {**leaves, name: leaves[name][:, :, :width]}, ids))
+
+
 def test_old_layout_without_metadata(leaves: podio.Leaves, tmp_path: Path) -> None:
     """Catches ids guessed for files that are older than the rule by which ids follow from names."""
     path = podio.write(tmp_path / "events.root", podio.numbered(leaves), {}, generation="no-metadata")

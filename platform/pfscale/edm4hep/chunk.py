@@ -130,6 +130,9 @@ def _clusters(
             owner, hit = members(source, name, to_hits, rows, calo, span, problems, must_know=True)
             pairs.append((place[owner], hit))
     cluster, hit = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    if len(tables) > 1:
+        by_cluster = np.argsort(cluster, kind="stable")  # the features are sums over consecutive members of a cluster
+        cluster, hit = cluster[by_cluster], hit[by_cluster]
     is_at_hits = np.zeros(len(merged.rows), bool)
     for collection, place in zip(detector.clusters, merged.place, strict=True):
         is_at_hits[place] = collection.is_at_hits
@@ -175,7 +178,7 @@ def read_particles(chunk: EventChunk) -> Particles:
     (child, parent), (mother, daughter) = edges
     momentum = [rows[f"momentum_{axis}"] for axis in "xyz"]
     energy = np.sqrt(rows["mass"] ** 2 + sum(p**2 for p in momentum))
-    finite = np.isfinite(energy) & np.isfinite(rows["charge"])
+    finite = np.isfinite(energy.astype(np.float32)) & np.isfinite(rows["charge"])  # as they are stored
     chunk.problems.add(rows.event[~finite], f"a number in '{name}' is not finite")
     return Particles(
         event=rows.event,

@@ -22,8 +22,8 @@ Shares = tuple[Indices, Floats, Indices]  # particle, GeV, cluster (-1: none)
 TrackLinks = tuple[Indices, Indices, Floats]  # particle, track, weight
 
 
-def read_deposits(chunk: EventChunk, particle_offsets: Indices) -> Deposits:
-    """Each particle's own share of hits and tracks, from the truth links.
+def read_deposits(chunk: EventChunk, particle_offsets: Indices, particle_energy: Floats) -> Deposits:
+    """Each particle's own share of hits and tracks, from the truth links; `particle_energy` (GeV) shares where links have no weights.
 
     Raises:
         InputFileError: there are hits or tracks but not the link that tells whose they are.
@@ -37,7 +37,7 @@ def read_deposits(chunk: EventChunk, particle_offsets: Indices) -> Deposits:
     if detector.track_link:
         track_links.append(_of_tracks(chunk, detector.track_link, particles))
     if detector.candidate_link:
-        share, link = _of_candidates(chunk, detector.candidate_link, particles)
+        share, link = _of_candidates(chunk, detector.candidate_link, particles, particle_energy)
         shares.append(share)
         track_links.append(link)
     hit_particle, hit_energy, hit_cluster = (np.concatenate(parts) for parts in zip(_no_shares(), *shares, strict=True))
@@ -99,11 +99,11 @@ def _of_tracker(chunk: EventChunk, chain: TrackerChain, particles: Targets) -> S
     return particle[known], deposit[known], np.full(int(known.sum()), -1, np.int64)
 
 
-def _of_candidates(chunk: EventChunk, collection: str, particles: Targets) -> tuple[Shares, TrackLinks]:
+def _of_candidates(chunk: EventChunk, collection: str, particles: Targets, particle_energy: Floats) -> tuple[Shares, TrackLinks]:
     """Shares in the clusters and links to the tracks of the candidates that particles made.
 
     A cluster's energy is shared by the fractions of its links; the weight of a track link is the link's own. Converters that do not set
-    weights leave them 0 (k4SimDelphes): all links of such a track or cluster count the same.
+    weights leave them 0 (k4SimDelphes): then a cluster is shared by the energies of its particles, which made it, and a track equally.
     """
     candidates = chunk.candidates
     rows = candidates.rows
@@ -113,11 +113,11 @@ def _of_candidates(chunk: EventChunk, collection: str, particles: Targets) -> tu
     num_from = len(chunk.tracks) + len(chunk.clusters)
     candidate, particle, weight = links(chunk.source, collection, chunk.span, linked, chunk.problems, num_from=num_from)
     link, cluster = _through(candidate, candidates.clusters, len(rows))
-    fraction = _fractions(cluster, weight[link], len(chunk.clusters), equal_if_unset=True)
+    fraction = _fractions(cluster, weight[link], len(chunk.clusters), if_unset=particle_energy[particle[link]])
     share = (particle[link], chunk.clusters["energy"][cluster] * fraction, cluster)
     link, track = _through(candidate, candidates.tracks, len(rows))
     is_unset = np.bincount(track, np.abs(weight[link]), minlength=len(chunk.tracks))[track] == 0
-    fraction = _fractions(track, weight[link], len(chunk.tracks), equal_if_unset=True)
+    fraction = _fractions(track, weight[link], len(chunk.tracks), if_unset=np.ones(len(link)))
     return share, (particle[link], track, np.where(is_unset, fraction, weight[link]))
 
 
@@ -132,13 +132,13 @@ def _through(candidate: Indices, pairs: Pairs, num_candidates: int) -> tuple[Ind
     return link, element[order][first[candidate[link]] + within]
 
 
-def _fractions(owner: Indices, weight: Floats, num_owners: int, *, equal_if_unset: bool = False) -> Floats:
+def _fractions(owner: Indices, weight: Floats, num_owners: int, *, if_unset: Floats | None = None) -> Floats:
     """Each link's part of its hit or cluster: raw weights are not comparable between sub-detectors, their fractions are.
 
-    Where all weights are 0 the parts are 0, too, or the same for all with `equal_if_unset`.
+    Where all weights are 0 the parts are 0, too, or those of `if_unset` in place of the weights.
     """
-    total = np.bincount(owner, weight, minlength=num_owners)[owner]
-    if equal_if_unset:
+    if if_unset is not None:
         is_unset = np.bincount(owner, np.abs(weight), minlength=num_owners)[owner] == 0
-        weight, total = np.where(is_unset, 1.0, weight), np.where(is_unset, np.bincount(owner, minlength=num_owners)[owner], total)
+        weight = np.where(is_unset, if_unset, weight)
+    total = np.bincount(owner, weight, minlength=num_owners)[owner]
     return np.divide(weight, total, out=np.zeros(len(weight)), where=total > 0)

@@ -20,7 +20,7 @@ from pfscale.edm4hep.branches import Branches
 from pfscale.edm4hep.detectors import DETECTORS, detectors_of
 from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation, collection_id, is_numbered
 from pfscale.errors import InputFileError, PfscaleError, closest
-from pfscale.remote import is_remote, remote_error
+from pfscale.remote import is_remote, local_path, remote_error, without_secrets
 
 OWN_METADATA = "pfscale_metadata"  # tree of key, value strings that the built-in source writes
 OLD_RNTUPLE = "ROOT::Experimental::RNTuple"
@@ -195,7 +195,11 @@ class EventSource:
         if member.width > 1:
             # uproot cannot write jagged arrays of fixed arrays: such files hold all numbers of an event in one plain list
             count = int((offsets if known is None else known)[-1])
-            values = values.reshape(count, -1 if count else member.width)[:, : member.width]
+            each, rest = divmod(values.size, max(count, 1))
+            if rest or (count and each < member.width):
+                message = f"'{leaf}' has {values.size} numbers for {count} objects, not {member.width} or more for each"
+                raise InputFileError(message, where=self.path)
+            values = values.reshape(count, each if count else member.width)[:, : member.width]
             offsets = offsets if known is None else known
         elif known is not None and not np.array_equal(offsets, known):
             raise InputFileError(f"'{leaf}' does not have as many values as its collection has objects", where=self.path)
@@ -222,12 +226,12 @@ def open_source(path: str | Path) -> EventSource:
     Raises:
         InputFileError: missing, empty, truncated or not a ROOT file, no `events` tree, no events, or a pre-1.0 RNTuple.
     """
-    where = str(path)
-    file = _open_root(where)
+    file = _open_root(local_path(str(path)))
+    where = without_secrets(str(path))
     try:
         tree = _events_tree(file, where)
-        branches = Branches(tree, is_remote="://" in where)
-        generation, identities = _generation(file, branches)
+        branches = Branches(tree, is_remote=is_remote(where))
+        generation, identities = _generation(file, branches, where)
         collections = frozenset(leaf.partition(".")[0] for leaf in branches)
         return EventSource(where, int(tree.num_entries), generation, identities, _own_metadata(file), collections, file, branches)
     except InputFileError:
@@ -239,7 +243,7 @@ def open_source(path: str | Path) -> EventSource:
 
 
 def _open_root(where: str) -> Any:
-    if "://" not in where:
+    if not is_remote(where):
         local = Path(where)
         if local.is_dir():
             raise InputFileError("a folder, not a file", where=where, hint=f"give the files in it: '{local / '*.root'}'")
@@ -268,6 +272,7 @@ def _damaged(where: str, error: Exception) -> PfscaleError:
     told = remote_error(where, error) if is_remote(where) else None
     if told is not None:
         return told
+    where = without_secrets(where)
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return InputFileError(f"cannot be read as a ROOT file: damaged or truncated ({reason})", where=where, hint="copy or produce it again")
 
@@ -287,7 +292,7 @@ def _events_tree(file: Any, where: str) -> Any:
     return tree
 
 
-def _generation(file: Any, branches: Branches) -> tuple[Generation, dict[str, int]]:
+def _generation(file: Any, branches: Branches, where: str) -> tuple[Generation, dict[str, int]]:
     """The podio generation of a file and its collection ids."""
     trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
     numbered = is_numbered(branches)
@@ -301,7 +306,11 @@ def _generation(file: Any, branches: Branches) -> tuple[Generation, dict[str, in
         known = set(tree.keys()) | {key.rpartition("/")[2] for key in tree.keys()}  # noqa: SIM118 (not a dict)
         if generation.names in known and generation.ids in known:
             names, ids = (ak.flatten(tree[branch].array(), axis=None).to_list() for branch in (generation.names, generation.ids))
-            return generation, {name: int(identity) & 0xFFFFFFFF for name, identity in zip(names, ids, strict=True)}
+            pairs = {(name, int(identity) & 0xFFFFFFFF) for name, identity in zip(names, ids, strict=True)}
+            if not len(pairs) == len(dict(pairs)) == len({identity for _, identity in pairs}):
+                message = "its id tables contradict one another: files whose collections are numbered differently were joined"
+                raise InputFileError(message, where=where, hint="use the files before they were joined")
+            return generation, dict(pairs)
     raise AssertionError("the last generation of each numbering needs no metadata")
 
 

@@ -56,7 +56,7 @@ class Targets:
     count: Indices
     first: Indices
 
-    def resolve(self, references: References, problems: Problems, *, what: str, must_know: bool = False) -> Indices:
+    def resolve(self, references: References, problems: Problems, *, what: str) -> Indices:
         """The row that each reference points to; -1: empty, or a collection that is not among the targets."""
         num_events = self.count.shape[1]
         collection = np.zeros(len(references), np.int8)  # 0: not among the targets
@@ -70,10 +70,7 @@ class Targets:
         is_inside = (references.index >= 0) & (references.index < count[place])
         lost = np.flatnonzero(~is_inside & (references.index >= 0))
         if len(lost):
-            event, is_known = references.event[lost], collection[lost] > 0
-            if must_know:
-                problems.add(event[~is_known], f"{what} points to a collection that the file lacks")
-            problems.add(event[is_known], f"{what} points outside its collection")
+            problems.add(references.event[lost[collection[lost] > 0]], f"{what} points outside its collection")
         return np.where(is_inside, first[place] + references.index, -1)
 
 
@@ -150,7 +147,8 @@ def members(
     references = source.references(collection, relation, *span)
     begin, end = source.ranges(collection, relation, *span)
     what = f"'{relation.name}' of '{collection}'"
-    row = targets.resolve(references, problems, what=what, must_know=must_know)
+    row = targets.resolve(references, problems, what=what)
+    _look_for_strangers(source, references, row, problems, what=what, must_know=must_know)
     event = rows.event
     in_event = np.diff(references.offsets)[event]
     is_valid = (begin >= 0) & (begin <= end) & (end <= in_event)
@@ -168,7 +166,7 @@ def links(
     """(row that the link comes from, row that it goes to, weight) of every link whose ends are both known.
 
     Raises:
-        InputFileError: there are objects to come from, but no such links.
+        InputFileError: there are objects to come from, but no such links, or none that leads to an object that is read.
     """
     if not source.has(collection):
         if num_from:
@@ -179,6 +177,33 @@ def links(
     if not len(ends[0]) == len(ends[1]) == len(weight):
         raise InputFileError(f"the two ends of '{collection}' do not match", where=source.path)
     first, second = (targets.resolve(end, problems, what=f"'{collection}'") for targets, end in zip(linked, ends, strict=True))
+    for end, row in zip(ends, (first, second), strict=True):
+        _look_for_strangers(source, end, row, problems, what=f"'{collection}'")
+    if (ends[1].index >= 0).any() and not (second >= 0).any():
+        raise InputFileError(f"no entry of '{collection}' leads to the particles that are read", where=source.path)
     both = (first >= 0) & (second >= 0)
     problems.add(ends[0].event[both & ~np.isfinite(weight)], f"a weight of '{collection}' is not finite")
     return first[both], second[both], weight[both]
+
+
+def _look_for_strangers(
+    source: EventSource, references: References, row: Indices, problems: Problems, *, what: str, must_know: bool = False
+) -> None:
+    """Marks events with unresolved references to a collection that the file does not list: nobody can say what was meant.
+
+    Listed collections that are not read are no mistake, unless the reader `must_know` all of them.
+    """
+    lost = np.flatnonzero((row < 0) & (references.index >= 0))
+    if not len(lost):
+        return
+    names = {identity: name for name, identity in source.collection_ids.items()}
+    event, identity = references.event[lost], references.collection_id[lost]
+    for stranger in np.unique(identity):
+        name = names.get(int(stranger))
+        if name is None:
+            reason = f"{what} points to a collection (id {stranger}) that the file does not list"
+        elif must_know:
+            reason = f"{what} points to '{name}', which is not in the table of this detector"
+        else:
+            continue
+        problems.add(event[identity == stranger], reason)

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pfscale.errors import ShardError
 from pfscale.shards.gate import EventBatch, Gate, GateResult, Mask, Status, worst
 from pfscale.shards.manifest import Manifest, load_manifest
 from pfscale.shards.physics_gates import (
@@ -28,7 +26,7 @@ from pfscale.shards.physics_gates import (
     TargetJetGate,
     TrackMomentumGate,
 )
-from pfscale.shards.storage import Folder, open_folder
+from pfscale.shards.storage import Folder, open_folder, opened_shard
 from pfscale.shards.structure_gates import ClosureGate, FiniteGate, IndexGate, LinkGate, ManifestGate, SplitGate, UniqueGate
 
 # Of larger data sets the physics gates take the events of lowest uid, which is a hash: medians are known to 1e-4, and memory is bounded.
@@ -113,16 +111,12 @@ def _batches(folder: Folder, manifest: Manifest) -> Iterator[EventBatch]:
         ShardError: a shard is missing or torn.
     """
     for shard in manifest.shards:
-        try:
-            file = folder.open_parquet(shard.file)
+        with opened_shard(folder.locate(shard.file)) as parquet:
             row = 0
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group)
                 yield EventBatch(table, shard.file, row)
                 row += table.num_rows
-        except (OSError, pa.ArrowInvalid) as error:
-            hint = "ingest again into the same folder: complete shards are kept"
-            raise ShardError(f"cannot read the shard ({error})", where=folder.locate(shard.file), hint=hint) from None
 
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.TOO_FEW: "yellow", Status.NOT_APPLICABLE: "dim"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pfscale.errors import NotEnoughDataError, ResourceError, ShardError, unknown_name
-from pfscale.remote import is_remote, remote_error
+from pfscale.errors import NotEnoughDataError, ShardError, unknown_name
 from pfscale.shards.manifest import OPENED_AT_ONCE, Manifest, load_manifest
 from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents, from_arrow, list_leaves
 from pfscale.shards.schema import SPLITS
-from pfscale.shards.storage import Folder, open_folder, open_parquet
+from pfscale.shards.storage import Folder, open_folder, opened_shard
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def _index_groups(file: str) -> list[tuple[NDArray, NDArray, NDArray]]:
     """(number of elements, split code, split hash) of the events of each row group of a shard."""
     wanted = ["event.split", "event.split_hash", "track.list.element.pt", "cluster.list.element.et"]
     groups = []
-    with _open(file) as parquet:
+    with opened_shard(file) as parquet:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, columns=wanted)
             lengths = sum(np.diff(list_leaves(table, name)[0]) for name in ("track", "cluster"))
@@ -192,7 +189,7 @@ def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[
     tables = []
     key = index.shard[place].astype(np.int64) << 32 | index.group[place]
     for members in np.split(place, np.flatnonzero(np.diff(key)) + 1) if len(place) else []:
-        with _open(index.files[index.shard[members[0]]]) as parquet:
+        with opened_shard(index.files[index.shard[members[0]]]) as parquet:
             table = parquet.read_row_group(int(index.group[members[0]]), columns=list(columns))
         tables.append(table.take(pa.array(index.row[members])))
     if not tables:
@@ -201,21 +198,8 @@ def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[
     return from_arrow(pa.concat_tables(tables).take(pa.array(back)))
 
 
-@contextmanager
-def _open(file: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with open_parquet(file) as parquet:
-            yield parquet
-    except (OSError, pa.ArrowException) as error:
-        told = remote_error(file, error) if is_remote(file) else None
-        if isinstance(told, ResourceError):
-            raise told from None
-        hint = "ingest again into the same folder: complete shards are kept"
-        raise ShardError(f"cannot read the shard ({error})", where=file, hint=hint) from None
-
-
 def _no_events(index: EventIndex) -> RaggedEvents:
     if not index.files:
         raise ShardError("the data set has no shards", where=index.manifest.detector)
-    with _open(index.files[0]) as parquet:
+    with opened_shard(index.files[0]) as parquet:
         return from_arrow(parquet.schema_arrow.empty_table())

@@ -11,12 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pfscale.edm4hep.detectors import Detector
-from pfscale.edm4hep.extraction import NO_VISIBLE_PARTICLE, Column, ExtractedEvents, Lists, extract
+from pfscale.edm4hep.extraction import Column, ExtractedEvents, Lists, extract
 from pfscale.edm4hep.reader import EventSource
+from pfscale.shards.manifest import NO_VISIBLE_PARTICLE
 from pfscale.shards.schema import SCHEMA_VERSION, arrow_schema
 from pfscale.shards.splits import event_uids, split_hashes, splits_of
 
-EXTRACTION_VERSION = 2  # raised whenever the same file would give other rows
+EXTRACTION_VERSION = 3  # raised whenever the same file would give other rows
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from pfscale.edm4hep.detectors import Detector, find_detector
-from pfscale.edm4hep.extraction import NO_VISIBLE_PARTICLE
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
 from pfscale.ray_cluster import ray_cluster
 from pfscale.shards.events import EXTRACTION_VERSION
 from pfscale.shards.lock import Claim, claimed
-from pfscale.shards.manifest import Manifest, QuarantinedSource, write_manifest
-from pfscale.shards.request import Request, find_finished, forget_request, make_request, note_request
-from pfscale.shards.sources import Source, examine, expand_sources, quarantine
+from pfscale.shards.manifest import NO_VISIBLE_PARTICLE, Manifest, QuarantinedSource, write_manifest
+from pfscale.shards.request import Request, find_finished, forget_request, known_sources, make_request, note_request
+from pfscale.shards.sources import Source, examine, expand_sources, quarantine, recall
 from pfscale.shards.storage import Folder, open_folder
-from pfscale.shards.tally import Tally
+from pfscale.shards.tally import Tally, common_simulation
 from pfscale.shards.workers import count_workers, map_unordered
 from pfscale.shards.writer import Outcome, Unit, make_units, write_or_tell
 
@@ -77,15 +76,20 @@ def ingest(
     with ExitStack() as stack:
         claim = stack.enter_context(claimed(folder))
         stack.push(functools.partial(_tidy_after_error, folder))  # runs when a Ray that was started below has ended
-        if len(paths) > FILES_EXAMINED_HERE:
+        recalled = recall(paths, known_sources(folder, table_entry.name))
+        new = [path for path in paths if path not in recalled]
+        if len(new) > FILES_EXAMINED_HERE:
             stack.enter_context(ray_cluster())
-        examined = _examine(paths, table_entry, num_workers)  # a few bad files are told of before Ray starts
+        found = recalled | dict(zip(new, _examine(new, table_entry, num_workers), strict=True))  # bad files are told of before Ray starts
+        examined = [found[path] for path in paths]
         request = make_request(examined, **settings)
         finished = find_finished(folder, request)
         good, bad = _sort_out(examined, strict=strict)
         if finished is None:
             stack.enter_context(ray_cluster())
             return _make(folder, claim, table_entry, good, bad, request, num_workers, strict=strict, progress=progress)
+        if strict and finished.quarantined:
+            _raise_bad(finished.quarantined, len(paths))
         _require_no_bad_event(((e.source, e.entry, e.reason) for e in finished.dropped), strict=strict)
         forget_request(folder)
         return finished
@@ -131,8 +135,10 @@ def _make(
 ) -> Manifest:
     """The manifest, written when every shard is there."""
     _refuse_same_contents(good)
+    if not request.settings["simulation"]:
+        common_simulation(good)
     workers, cpus_each = count_workers(num_workers)
-    note_request(folder, request)
+    note_request(folder, request, good)
     sizes = {name: request.settings[name] for name in ("rows_per_shard", "rows_per_group")}
     units = [unit for source in good for unit in make_units(source, detector.name, extraction_version=EXTRACTION_VERSION, **sizes)]
     tally = Tally(units)
@@ -217,11 +223,12 @@ def _refuse_same_contents(good: Sequence[Source]) -> None:
     Raises:
         InputFileError: names both.
     """
-    known: dict[tuple[str, str], str] = {}
+    known: dict[str, str] = {}
     for source in good:
-        other = known.setdefault((source.name, source.digest), source.path)
+        other = known.setdefault(source.digest, source.path)
         if other != source.path:
-            raise _twice(source.num_entries, [other, source.path])
+            hint = "leave one of them out; under two names its events would be in two splits"
+            raise InputFileError("the same file is there twice", where=f"{other} and {source.path}", hint=hint)
 
 
 def _refuse_duplicates(units: Sequence[Unit], folder: Folder) -> None:

@@ -20,11 +20,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pfscale.errors import ShardError
 from pfscale.shards.inspect_event import FLAVOUR_NAMES, describe_event, find_event, particle_name
 from pfscale.shards.manifest import Manifest, load_manifest
 from pfscale.shards.ragged import list_leaves, struct_leaf
-from pfscale.shards.storage import Folder, open_folder
+from pfscale.shards.storage import Folder, open_folder, opened_shard
 
 FILES_SHOWN, REASONS_SHOWN = 10, 5
 EVENTS_LOOKED_AT = 50_000  # of larger data sets every n-th shard is counted
@@ -76,13 +75,9 @@ def _count(folder: Folder, manifest: Manifest) -> _Counts:
     shards = manifest.shards[:: max(1, math.ceil(manifest.num_events / EVENTS_LOOKED_AT))]
     parts = []
     for shard in shards:
-        try:
-            file = folder.open_parquet(shard.file)
-            for group in range(file.num_row_groups):
-                parts.append(_count_group(file.read_row_group(group, columns=[*_COUNTED.values(), *_TARGETS, *_OTHERS])))
-        except (OSError, pa.ArrowInvalid) as error:
-            hint = "ingest again into the same folder: complete shards are kept"
-            raise ShardError(f"cannot read the shard ({error})", where=folder.locate(shard.file), hint=hint) from None
+        with opened_shard(folder.locate(shard.file)) as parquet:
+            for group in range(parquet.num_row_groups):
+                parts.append(_count_group(parquet.read_row_group(group, columns=[*_COUNTED.values(), *_TARGETS, *_OTHERS])))
     joined = {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
     met = {name.removeprefix("met."): values for name, values in joined.items() if name.startswith("met.")}
     per_event = {name: values for name, values in joined.items() if name in (*_COUNTED, "targets")}

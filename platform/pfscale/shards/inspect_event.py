@@ -19,7 +19,7 @@ from rich.text import Text
 from pfscale.errors import InputFileError, NotEnoughDataError, ShardError, closest
 from pfscale.shards.manifest import Manifest, ShardRecord
 from pfscale.shards.schema import CLASSES
-from pfscale.shards.storage import Folder
+from pfscale.shards.storage import Folder, opened_shard
 
 FORMS = "an event is its number (0 is the first), uid:UID, or FILE:ENTRY with the source file's base name"
 FLAVOUR_NAMES = {int(code): name for code, name in ((pid.b, "b"), (pid.c, "c"), (pid.tau_minus, "tau"), (pid.s, "s"), (pid.d, "d"))}
@@ -80,7 +80,7 @@ def _by_number(folder: Folder, manifest: Manifest, number: int) -> FoundEvent:
 def _by_field(folder: Folder, manifest: Manifest, shards: Sequence[ShardRecord], field: str, value: int, name: str) -> FoundEvent:
     """The event whose `field` is `value`, looked for in `shards`."""
     for shard in shards:
-        with _ShardFile(folder, shard) as file:
+        with opened_shard(folder.locate(shard.file)) as file:
             values = file.read(columns=[f"event.{field}"]).column("event").combine_chunks().field(field).to_numpy()
         rows = np.flatnonzero(values == value)
         if len(rows):
@@ -106,37 +106,18 @@ def _require_source(folder: Folder, manifest: Manifest, file: str, entry: int) -
 
 
 def _read_row(folder: Folder, shard: ShardRecord, row: int) -> dict[str, Any]:
-    with _ShardFile(folder, shard) as file:
+    with opened_shard(folder.locate(shard.file)) as file:
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row < size:
                 table: pa.Table = file.read_row_group(group)
                 return table.slice(row, 1).to_pylist()[0]
             row -= size
-    raise ShardError("the shard holds fewer events than the manifest says", where=folder.locate(shard.file), hint=_AGAIN)
-
-
-_AGAIN = "ingest again into the same folder: complete shards are kept"
-
-
-class _ShardFile:
-    """An open shard; what goes wrong with it is a ShardError."""
-
-    def __init__(self, folder: Folder, shard: ShardRecord) -> None:
-        self.folder, self.shard = folder, shard
-
-    def __enter__(self) -> Any:
-        try:
-            return self.folder.open_parquet(self.shard.file)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise self._torn(error) from None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | pa.ArrowInvalid):
-            raise self._torn(error) from None
-
-    def _torn(self, error: Exception) -> ShardError:
-        return ShardError(f"cannot read the shard ({error})", where=self.folder.locate(self.shard.file), hint=_AGAIN)
+    raise ShardError(
+        "the shard holds fewer events than the manifest says",
+        where=folder.locate(shard.file),
+        hint="run the ingest again into a new folder",
+    )
 
 
 def describe_event(found: FoundEvent) -> Group:

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfscale.errors import ShardError
 from pfscale.shards.schema import SCHEMA_VERSION
-from pfscale.shards.storage import Folder, open_folder
+from pfscale.shards.storage import Folder, LocalFolder, open_folder
 
+NO_VISIBLE_PARTICLE = "no visible particle"  # why an event that is not bad, only empty, is left out
 MANIFEST_FILE = "manifest.json"
 REQUEST_FILE = ".ingest.json"  # in a folder whose ingest has not finished: what is being made there
 OPENED_AT_ONCE = 16  # files behind a URL are opened in as many threads: each costs two round trips
@@ -40,6 +41,8 @@ class SourceRecord(_Record):
     num_events: int = 0
     generation: str = ""
     process: str = ""
+    simulation: str = ""
+    has_baseline: bool = False
 
 
 class QuarantinedSource(_Record):
@@ -105,6 +108,15 @@ class Manifest(_Record):
     dropped: tuple[DroppedRecord, ...] = ()
     shards: tuple[ShardRecord, ...]
 
+    @property
+    def bad_events(self) -> dict[str, list[DroppedRecord]]:
+        """Events that cannot be used, by reason; those without a visible particle are not bad, only empty."""
+        by_reason: dict[str, list[DroppedRecord]] = {}
+        for event in self.dropped:
+            if event.reason != NO_VISIBLE_PARTICLE:
+                by_reason.setdefault(event.reason, []).append(event)
+        return by_reason
+
 
 def load_manifest(directory: str | Path | Folder) -> Manifest:
     """The manifest of the data set in `directory`, a path or URL.
@@ -114,6 +126,8 @@ def load_manifest(directory: str | Path | Folder) -> Manifest:
         ResourceError: it is remote and cannot be reached or may not be read.
     """
     folder = open_folder(directory)
+    if isinstance(folder, LocalFolder) and folder.path.is_file():
+        raise ShardError("a file, not a folder of shards", where=folder.address, hint=f"give the folder: {folder.path.parent}")
     path = folder.locate(MANIFEST_FILE)
     try:
         values = json.loads(folder.read_text(MANIFEST_FILE))
@@ -121,7 +135,7 @@ def load_manifest(directory: str | Path | Folder) -> Manifest:
         hint = "make one: pfscale ingest FILE... --detector NAME --output NEW_DIR"
         if folder.exists(REQUEST_FILE):
             hint = "an ingest was begun there and has not finished: wait for it, or run the same command again, which goes on"
-        raise ShardError("no data set here (there is no manifest.json)", where=str(directory), hint=hint) from None
+        raise ShardError("no data set here (there is no manifest.json)", where=folder.address, hint=hint) from None
     except (OSError, ValueError) as error:
         raise ShardError(f"cannot read the manifest ({error})", where=path, hint="ingest again into a new folder") from None
     version = values.get("schema_version") if isinstance(values, dict) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pfscale.errors import OutputExistsError
@@ -16,6 +16,7 @@ from pfscale.shards.sources import Source
 from pfscale.shards.storage import Folder
 
 NAMES_SHOWN = 3
+_NOTHING_NOTED: dict[str, Any] = {"identity": "", "extraction_version": 0, "settings": {}, "digests": {}, "bad": [], "sources": []}
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,24 @@ def find_finished(folder: Folder, request: Request) -> Manifest | None:
     return None
 
 
-def note_request(folder: Folder, request: Request) -> None:
+def known_sources(folder: Folder, detector: str) -> dict[tuple[str, str], Source]:
+    """What an earlier ingest in the folder, finished or not, found out about its files, by (name, digest); empty if it may not hold now."""
+    if folder.exists(MANIFEST_FILE):
+        manifest = load_manifest(folder)
+        version, settings, records = manifest.extraction_version, manifest.settings, [source.model_dump() for source in manifest.sources]
+    else:
+        noted = _noted(folder) or _NOTHING_NOTED
+        version, settings, records = noted["extraction_version"], noted["settings"], noted["sources"]
+    if version != EXTRACTION_VERSION or settings.get("detector") != detector:
+        return {}
+    names = [field.name for field in fields(Source) if field.name != "version"]
+    return {(record["name"], record["digest"]): Source(version="", **{name: record[name] for name in names}) for record in records}
+
+
+def note_request(folder: Folder, request: Request, good: Sequence[Source]) -> None:
     """Marks the folder as one in which `request` is being made; a manifest that is there is of torn shards and goes."""
-    noted = {"identity": request.identity, "extraction_version": EXTRACTION_VERSION, **asdict(request)}
+    sources = [{**asdict(source), "path": ""} for source in good]  # a path may hold a secret, and is not needed
+    noted = {"identity": request.identity, "extraction_version": EXTRACTION_VERSION, **asdict(request), "sources": sources}
     folder.write_text(REQUEST_FILE, json.dumps(noted))
     folder.remove(MANIFEST_FILE)
 
@@ -95,8 +111,7 @@ def _noted(folder: Folder) -> dict[str, Any] | None:
         return None
     except ValueError:
         noted = {}
-    empty: dict[str, Any] = {"identity": "", "extraction_version": 0, "settings": {}, "digests": {}, "bad": []}
-    return {**empty, **noted} if isinstance(noted, dict) else empty
+    return {**_NOTHING_NOTED, **noted} if isinstance(noted, dict) else _NOTHING_NOTED
 
 
 def _digests(manifest: Manifest) -> dict[str, list[str]]:

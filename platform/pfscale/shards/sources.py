@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pfscale.edm4hep.candidates import baseline_collection
@@ -18,10 +19,11 @@ from pfscale.shards.manifest import QuarantinedSource
 LISTS = (".txt", ".list")  # files with one path, glob or URL per line
 WHOLE_FILE_LIMIT = 64 * 2**20  # bytes; larger and remote files are identified by their size and ends
 END_BYTES = 64 * 2**10
+DIGESTS_AT_ONCE = 8
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "generation", "md5Hash")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """A usable source file.
 
@@ -128,6 +130,27 @@ def _remote_matches(url: str) -> list[str]:
         return []
     except Exception as error:  # every file system has its own types
         raise remote_error(url, error) or InputFileError(f"cannot list it ({error})", where=url) from error
+
+
+def recall(paths: Sequence[str], known: Mapping[tuple[str, str], Source]) -> dict[str, Source]:
+    """Those of the files that were examined before, by path: opening a file costs far more than its digest.
+
+    Args:
+        known: what is known of contents, by (name, digest).
+    """
+    names = {name for name, _ in known}
+
+    def look(path: str) -> Source | None:
+        try:
+            version = file_version(path)
+            return replace(known[base_name(path), file_digest(path)[1]], path=path, version=version)
+        except (KeyError, OSError, PfscaleError):
+            return None  # examining it will tell
+
+    candidates = [path for path in paths if base_name(path) in names]
+    with ThreadPoolExecutor(DIGESTS_AT_ONCE) as pool:
+        found = zip(candidates, pool.map(look, candidates), strict=True)
+        return {path: source for path, source in found if source is not None}
 
 
 def examine(path: str, detector: Detector) -> Source | QuarantinedSource:

@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pfscale.errors import InputFileError, OutputExistsError, PfscaleError, ResourceError
+from pfscale.errors import InputFileError, OutputExistsError, PfscaleError, ResourceError, ShardError
 from pfscale.remote import is_remote, local_path, no_room, read_remote, remote_error, remote_filesystem, without_secrets
 
 UNFINISHED = ".unfinished"
@@ -135,11 +136,30 @@ def open_parquet(address: str) -> pq.ParquetFile:
         FileNotFoundError, OSError, pa.ArrowInvalid: it is not there, or not a whole Parquet file.
     """
     if not is_remote(address):
-        return pq.ParquetFile(address)
+        return pq.ParquetFile(address, page_checksum_verification=True)
     filesystem, path = remote_filesystem(address)
     with _told(address, missing=True):
         # pre_buffer joins the ranges of neighbouring columns into few requests; fsspec's own read-ahead would fetch the gaps as well
-        return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), pre_buffer=True)
+        return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), pre_buffer=True, page_checksum_verification=True)
+
+
+@contextmanager
+def opened_shard(address: str) -> Iterator[pq.ParquetFile]:
+    """The shard at a path or URL, open for the block; what goes wrong with it in the block is told as such.
+
+    Raises:
+        ShardError: it is missing, torn or damaged.
+        ResourceError: the store cannot be reached or may not be used.
+    """
+    try:
+        with open_parquet(address) as parquet:
+            yield parquet
+    except (OSError, pa.ArrowException) as error:
+        told = remote_error(address, error) if is_remote(address) else None
+        if isinstance(told, ResourceError):
+            raise told from None
+        hint = "delete it if it is there, and run the ingest again: the other shards are kept"
+        raise ShardError(f"cannot read the shard ({error})", where=without_secrets(address), hint=hint) from None
 
 
 class LocalFolder(Folder):
@@ -279,6 +299,9 @@ class RemoteFolder(Folder):
             pass
 
     def make(self) -> None:
+        if self.protocol in ("http", "https"):
+            hint = "give a folder, or an s3:// or root:// address"
+            raise ResourceError(f"nothing can be written to {self.protocol}://", where=without_secrets(self.address), hint=hint)
         if self.protocol not in OBJECT_STORES:
             with _told(self.address):
                 self.filesystem.makedirs(self.root, exist_ok=True)

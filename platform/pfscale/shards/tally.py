@@ -74,7 +74,7 @@ class Tally:
         kept = self.kept()
         good = [source for source in examined if source.path not in self.errors]
         process = request.settings["process"] or "+".join(sorted({source.process for source in good if source.process}))
-        simulation = request.settings["simulation"] or _common_simulation(good)
+        simulation = request.settings["simulation"] or common_simulation(good)
         identity = sorted((source.name, source.digest) for source in good)
         counts = dict(zip(_COUNTS, self.counts[kept].sum(axis=0).tolist(), strict=True))
         # exactly rounded, so that the order in which workers end does not show
@@ -107,7 +107,7 @@ class Tally:
         events: Counter[str] = Counter()
         for number in kept:
             events[self.units[number].path] += int(self.counts[number, 0])
-        same = ("name", "size", "digest", "num_entries", "generation", "process")
+        same = ("name", "size", "digest", "num_entries", "generation", "process", "simulation", "has_baseline")
         return tuple(
             SourceRecord(path=without_secrets(s.path), num_events=events[s.path], **{name: getattr(s, name) for name in same}) for s in good
         )
@@ -124,7 +124,7 @@ class Tally:
         return tuple(ShardRecord(file=u.file, source=without_secrets(u.path), start=u.start, stop=u.stop, num_events=n) for u, n in units)
 
 
-def _common_simulation(good: Sequence[Source]) -> str:
+def common_simulation(good: Sequence[Source]) -> str:
     """What simulated the sources.
 
     Raises:

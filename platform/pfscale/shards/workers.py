@@ -18,7 +18,7 @@ TASKS_PER_WORKER = 16  # at least, where there is enough to do: so that all work
 
 
 def count_workers(asked: int | None) -> tuple[int, float]:
-    """(number of workers, CPUs that each reserves). One whole CPU is left unreserved: without, Ray Data's own tasks wait for ever, silently.
+    """(number of workers, CPUs that each reserves). One whole CPU is left unreserved: else Ray Data's own tasks wait for ever, silently.
 
     Raises:
         ResourceError: more workers than the cluster has CPUs.

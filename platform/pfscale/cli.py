@@ -152,6 +152,7 @@ def simulate(
     events_per_file: Annotated[int, typer.Option(min=1, help="events in each file")] = 500,
     higgs_decay: Annotated[str | None, typer.Option(help="ZH: decay of the Higgs boson")] = None,
     z_decay: Annotated[str | None, typer.Option(help="ZH: decay of the Z boson")] = None,
+    file_format: Annotated[str, typer.Option("--format", help="ttree or rntuple")] = "ttree",
 ) -> None:
     """EDM4hep ROOT files from the built-in event source (Pythia 8 and parametrised detectors)."""
     from pfscale.simulation.simulate import simulate as make_events
@@ -163,10 +164,11 @@ def simulate(
             num_events=num_events,
             seed=seed,
             output=output,
-            num_workers=workers or os.cpu_count() or 1,
+            num_workers=workers,
             events_per_file=events_per_file,
             higgs_decay=higgs_decay,
             z_decay=z_decay,
+            file_format=file_format,
             progress=progress,
         )
     out.print(f"{num_events} events in {len(paths)} files: {output}")

@@ -179,8 +179,8 @@ def test_files_set_aside_make_the_exit_code_3(monkeypatch: pytest.MonkeyPatch, t
     """Would catch a production script that goes on with half of its files and never notices."""
     module = pytest.importorskip("pfscale.shards.ingest")
     bad = SimpleNamespace(path="broken.root", reason="not a ROOT file", hint="download it again")
-    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(bad,)))
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(bad,), bad_events={}))
     assert run(["ingest", "a.root", "broken.root", "--detector", "cld", "--output", str(tmp_path)]) == 3
     assert "broken.root" in capsys.readouterr().err
-    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=()))
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(), bad_events={}))
     assert run(["ingest", "a.root", "--detector", "cld", "--output", str(tmp_path)]) == 0

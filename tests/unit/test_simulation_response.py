@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from pfscale.simulation.detectors import DETECTORS
 from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
-from pfscale.simulation.realism import measure, particle_gun, photon_response, sample
+from pfscale.simulation.realism import efficiency, hadron_response, interaction_rates, measure, photon_response
+from pfscale.simulation.realism_jets import extracted, impact_parameters
 from pfscale.simulation.response import detector_response
+from pfscale.simulation.samples import particle_gun, sample
 
 pytest.importorskip("pythia8mc")
 
@@ -103,7 +105,6 @@ def test_events_look_like_full_simulation(ttbar) -> None:
     assert row.clusters == pytest.approx(90, rel=0.3)
     assert row.merged > 0.03
     assert row.split > 0.03
-    assert min(row.efficiency[2:]) > 0.95
     assert row.clustered / row.visible == pytest.approx(0.9, abs=0.1)
 
 
@@ -210,3 +211,128 @@ def test_every_energy_has_its_luminous_region() -> None:
         particles = sample(DETECTORS["cld"], process, None, None, 200).particles
         first = np.searchsorted(particles.event, np.arange(200))
         assert particles.vertex[first, 0].std() == pytest.approx(width, rel=0.2)
+
+
+@pytest.mark.parametrize("detector", ["clic", "cld"])
+def test_pulls_of_all_tracks_of_events(detector: str) -> None:
+    """Catches: a covariance that holds for central muons only, and not for displaced, forward or slow hadrons."""
+    events = sample(DETECTORS[detector], "ttbar", None, None, 60, seed=5)
+    tracks = events.tracks
+    residual = tracks.parameters - tracks.true_parameters
+    residual[:, 1] = (residual[:, 1] + np.pi) % (2 * np.pi) - np.pi
+    is_electron = np.abs(events.particles.pdg[tracks.particle]) == 11
+    pull = (residual / np.sqrt(tracks.covariance[:, [0, 2, 5, 9, 14]]))[~is_electron]
+    np.testing.assert_allclose(pull.std(axis=0), 1.0, atol=0.1)
+
+
+def test_impact_parameter_resolution_depends_on_the_first_layer() -> None:
+    """Catches: one resolution for all tracks: one that begins in the outer tracker is as good as one of the vertex detector."""
+    gun = particle_gun(211, 0.13957, 1, np.full(600, 5.0))
+    widths = []
+    for radius in (0.0, 40.0, 150.0):
+        moved = replace(gun, vertex=radius * gun.momentum / np.hypot(gun.momentum[:, :1], gun.momentum[:, 1:2]))
+        tracks = detector_response(moved, DETECTORS["cld"], np.random.default_rng(1)).tracks
+        assert len(tracks) > 200
+        widths.append(np.median(np.sqrt(tracks.covariance[:, 0])))
+    assert widths[0] < 0.5 * widths[1] < 0.25 * widths[2]
+
+
+def test_efficiency_falls_where_it_should(ttbar) -> None:
+    """Catches: an efficiency that is flat in pt, angle or displacement."""
+    for name, (_, values) in efficiency(ttbar).items():
+        if name.startswith("pt"):
+            assert values[0] < 0.9 < 0.95 < min(values[2:])
+        elif name.startswith("angle"):
+            assert values[0] < 0.5 < 0.9 < min(values[2:])
+        else:
+            assert values[-1] < 0.7 < 0.95 < values[0]
+
+
+def test_interactions_in_the_material_have_the_rates_of_the_table() -> None:
+    """Catches: material counted twice, or lost at an angle. 10% X0 and 2.5% lambda at normal incidence, 1.5 times as much on average."""
+    model = DETECTORS["clic"]
+    converted, interacted, radiated = interaction_rates(model, 3000)
+    rng = np.random.default_rng(0)
+    path = 1.0 / np.sqrt(1.0 - rng.uniform(-0.95, 0.95, 100_000) ** 2)
+    # not all: a layer that a particle would cross beyond the end of the tracker does nothing
+    assert 0.8 < converted / np.mean(1.0 - np.exp(-7.0 / 9.0 * model.tracker_x0 * path)) < 1.18
+    assert 0.75 < interacted / np.mean(1.0 - np.exp(-model.tracker_lambda * path)) < 1.25
+    assert 0.3 < radiated < 0.5
+    assert interaction_rates(replace(model, tracker_x0=0.0, tracker_lambda=0.0), 50) == (0.0, 0.0, 0.0)
+
+
+def test_electrons_radiate() -> None:
+    """Catches: photons that appear without their energy leaving the electron, whose track and shower are as if nothing had happened."""
+    gun = particle_gun(11, 0.000511, -1, np.full(1500, 20.0))
+    events = detector_response(gun, replace(DETECTORS["cld"], tracker_lambda=0.0), np.random.default_rng(1))
+    particles, tracks = events.particles, events.tracks
+    photon = np.flatnonzero(particles.pdg == 22)
+    assert (particles.parent == np.flatnonzero(particles.status == 1)[particles.event[particles.child]]).all()
+    assert (events.simulator_status[photon] & (1 << 28) != 0).all()
+    lost = np.zeros(1500)
+    lost[particles.event[photon]] = particles.energy[photon] / 20.0
+    in_hits = np.bincount(particles.event[events.hits.link_particle], weights=events.hits.link_energy, minlength=1500)
+    by_photon = np.isin(events.hits.link_particle, photon)
+    of_photon = np.bincount(
+        particles.event[events.hits.link_particle[by_photon]], weights=events.hits.link_energy[by_photon], minlength=1500
+    )
+    assert np.median(in_hits) == pytest.approx(20.0, rel=0.05)
+    hard = (lost > 0.3) & (in_hits > 10)
+    np.testing.assert_allclose((of_photon / in_hits)[hard].mean(), lost[hard].mean(), rtol=0.15)
+    ratio = np.abs(tracks.true_parameters[:, 2] / tracks.parameters[:, 2])  # measured pt over true
+    assert np.median(ratio[lost[tracks.event] > 0.3]) < 0.8
+    assert np.median(ratio[lost[tracks.event] == 0]) == pytest.approx(1.0, abs=0.02)
+
+
+def test_shallower_detector_leaks_at_high_energy() -> None:
+    """Catches: showers whose length does not grow with energy, so that CLD's thinner HCAL makes no difference."""
+    responses = {name: [hadron_response(model, energy, 600) for energy in (5.0, 150.0)] for name, model in DETECTORS.items()}
+    low, high = ([responses[name][k] for name in ("clic", "cld")] for k in (0, 1))
+    assert abs(low[0][0] - low[1][0]) < 0.03
+    assert high[1][0] < high[0][0] - 0.005
+    assert high[1][2] > high[0][2]
+
+
+@pytest.mark.parametrize("detector", ["clic", "cld"])
+def test_muons_leave_hits_in_the_chambers(detector: str) -> None:
+    """Catches: chambers that nothing reaches, that slow muons and hadrons reach, or whose hits are in no cluster."""
+    model = DETECTORS[detector]
+    hits = {}
+    for pdg, mass, energy in ((13, 0.1057, 20.0), (13, 0.1057, 2.0), (211, 0.1396, 20.0)):
+        gun = particle_gun(pdg, mass, -1, np.full(200, energy))
+        events = detector_response(gun, model, np.random.default_rng(1))
+        in_chambers = events.hits.collection == 4
+        hits[pdg, energy] = np.bincount(events.hits.event[in_chambers], minlength=200)
+        if (pdg, energy) == (13, 20.0):
+            assert (events.hits.cluster[in_chambers] >= 0).mean() > 0.9
+            x, y, z = events.hits.position[in_chambers].T
+            assert (np.hypot(x, y) > 4000).sum() + (np.abs(z) > 3700).sum() > 0
+            assert ((np.hypot(x, y) > 4400) | (np.abs(z) > 3700)).all()
+    assert 4.5 < hits[13, 20.0].mean() <= 6
+    assert hits[13, 2.0].sum() == 0
+    assert hits[211, 20.0].mean() < 0.1
+
+
+def test_hits_come_in_time() -> None:
+    """Catches: times with the flight of light left in, or earlier than light."""
+    events = detector_response(particle_gun(22, 0.0, 0.0, np.full(100, 10.0)), DETECTORS["clic"], np.random.default_rng(1))
+    assert np.median(events.hits.time) == pytest.approx(0.0, abs=0.1)
+    slow = detector_response(particle_gun(2112, 0.93957, 0.0, np.full(300, 1.2)), DETECTORS["clic"], np.random.default_rng(1))
+    assert np.median(slow.hits.time) > 2.0
+
+
+def test_flavours_differ_in_their_impact_parameters(ttbar) -> None:
+    """Catches: impact parameters that no flavour tagging can use: as many displaced tracks in light jets as in b jets."""
+    measured = impact_parameters(ttbar, extracted(ttbar, "clic"))
+    assert measured.pull_width == pytest.approx(1.0, abs=0.05)
+    b, c, light = (measured.tails[name][0] for name in ("b", "c", "light"))
+    assert 0.5 < b < 0.75
+    assert light < 0.1 < c < b
+
+
+def test_detectors_differ_by_their_numbers_only() -> None:
+    """Catches: code that asks for a detector's name."""
+    gun = particle_gun(211, 0.13957, 1, np.full(50, 5.0))
+    models = (DETECTORS["cld"], replace(DETECTORS["cld"], name="clic"))
+    first, second = (detector_response(gun, model, np.random.default_rng(1)).hits for model in models)
+    np.testing.assert_array_equal(first.energy, second.energy)

@@ -18,7 +18,7 @@ from pfscale.report.style import Drawn, look, new_figure, styled
 
 MAX_ETA = 3.2
 # kind of a candidate -> (colour, marker); what is neither photon nor lepton is a hadron by its charge
-_KINDS = {
+KINDS = {
     "charged hadron": ("#0072B2", "o"),
     "neutral hadron": ("#D55E00", "s"),
     "photon": ("#E69F00", "D"),
@@ -85,9 +85,15 @@ def event_display(event: EventView, *, title: str = "") -> Drawn:
 def _draw_elements(axes: Axes, event: EventView) -> None:
     clusters, tracks = f"{len(event.cluster_energy)} clusters (area ~ energy)", f"{len(event.track_pt)} tracks (area ~ $p_T$)"
     axes.scatter(
-        event.cluster_eta, event.cluster_phi, _area(event.cluster_energy), marker="s", facecolor="#E69F00", alpha=0.45, edgecolor="#8a5f00"
+        event.cluster_eta,
+        event.cluster_phi,
+        marker_area(event.cluster_energy),
+        marker="s",
+        facecolor="#E69F00",
+        alpha=0.45,
+        edgecolor="#8a5f00",
     )
-    axes.scatter(event.track_eta, event.track_phi, _area(event.track_pt), marker="+", color="#0072B2", linewidth=1.4)
+    axes.scatter(event.track_eta, event.track_phi, marker_area(event.track_pt), marker="+", color="#0072B2", linewidth=1.4)
     axes.set_title(f"Inputs: {float(np.sum(event.cluster_energy)):.1f} GeV in clusters", fontsize=11)
     handles = [
         Line2D([], [], marker="+", linestyle="", color="#0072B2", markeredgewidth=1.4, label=tracks),
@@ -99,19 +105,19 @@ def _draw_elements(axes: Axes, event: EventView) -> None:
 
 
 def _draw_particles(axes: Axes, particles: EventParticles) -> None:
-    kinds = np.array([_kind(int(pdg), float(charge)) for pdg, charge in zip(particles.pdg, particles.charge, strict=True)])
+    kinds = np.array([kind_of(int(pdg), float(charge)) for pdg, charge in zip(particles.pdg, particles.charge, strict=True)])
     handles = []
-    for kind, (colour, marker) in _KINDS.items():
+    for kind, (colour, marker) in KINDS.items():
         rows = np.flatnonzero(kinds == kind)
         if len(rows):
-            eta, phi, area = particles.eta[rows], particles.phi[rows], _area(particles.energy[rows])
+            eta, phi, area = particles.eta[rows], particles.phi[rows], marker_area(particles.energy[rows])
             axes.scatter(eta, phi, area, marker=marker, facecolor="none", edgecolor=colour, linewidth=1.3)
             label = f"{len(rows)} {kind}{'s' if len(rows) > 1 else ''}"
             handles.append(Line2D([], [], marker=marker, linestyle="", color=colour, markerfacecolor="none", label=label))
     _legend_below(axes, handles)
 
 
-def _kind(pdg: int, charge: float) -> str:
+def kind_of(pdg: int, charge: float) -> str:
     return _KIND_OF_PDG.get(abs(pdg), "charged hadron" if charge else "neutral hadron")
 
 
@@ -120,7 +126,7 @@ def _legend_below(axes: Axes, handles: list[Line2D]) -> None:
         axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
 
-def _area(energy: ArrayLike) -> Floats:
+def marker_area(energy: ArrayLike) -> Floats:
     """Marker areas in points squared: proportional to energy, but never too small to be seen nor larger than a jet."""
     return np.clip(12.0 * np.asarray(energy, np.float64), 10.0, 900.0)
 

@@ -58,6 +58,21 @@ class DetectorModel:
     hcal_x0: float
     hcal_mip: float
     endcap_inner_radius: float
+    # muon chambers in the yoke: cylinders and disks at equal distances between the two numbers
+    muon_radius: tuple[float, float]
+    muon_z: tuple[float, float]
+    muon_inner_radius: float  # of the disks
+    muon_layers: int = 6
+    muon_cell: float = 30.0
+    muon_efficiency: float = 0.95
+    muon_loss: float = 0.35  # GeV between two chambers: about 200 mm of steel
+    muon_hit: float = 1e-4  # GeV, calibrated energy of a hit
+    # tracking efficiency: plateau, pt (GeV) of the turn-on, width in eta of the edge of the acceptance, radius (mm) where it is halved
+    track_efficiency: float = 0.99
+    track_pt_turn_on: float = 0.12
+    track_eta_edge: float = 0.05
+    track_displacement: float = 500.0
+    dedx_resolution: float | None = None  # relative; silicon trackers' real files have none
     ecal_threshold: float = 0.002
     hcal_threshold: float = 0.0115
     ecal_stochastic: float = 0.156
@@ -148,6 +163,9 @@ _CLIC = DetectorModel(
     hcal_x0=68.0,
     hcal_mip=0.054,
     endcap_inner_radius=250.0,
+    muon_radius=(4461.0, 6450.0),
+    muon_z=(4179.0, 5700.0),
+    muon_inner_radius=490.0,
 )
 
 _CLD = DetectorModel(
@@ -212,6 +230,9 @@ _CLD = DetectorModel(
     hcal_x0=50.0,
     hcal_mip=0.054,
     endcap_inner_radius=340.0,
+    muon_radius=(4479.0, 6000.0),
+    muon_z=(3755.0, 5300.0),
+    muon_inner_radius=400.0,
 )
 
 DETECTORS: MappingProxyType[str, DetectorModel] = MappingProxyType({"clic": _CLIC, "cld": _CLD})

@@ -6,15 +6,15 @@ Sign convention of EDM4hep: omega > 0 for positive charge, the direction turns a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from pfscale.simulation.compiled import compiled
 from pfscale.simulation.generator import FloatArray
 
 CURVATURE = 2.99792458e-4  # GeV / (tesla mm)
 MAX_ARC = 30000.0  # mm in the transverse plane; a particle that spirals longer has lost its energy in the tracker
 
 
-@njit(cache=True)
+@compiled
 def arc_to_radius(x: float, y: float, phi: float, omega: float, radius: float) -> float:
     """Transverse path length from (x, y) along `phi` to the cylinder of `radius` seen from inside; -1: never reached."""
     if abs(omega) < 1e-9:
@@ -42,7 +42,7 @@ def arc_to_radius(x: float, y: float, phi: float, omega: float, radius: float) -
     return best
 
 
-@njit(cache=True)
+@compiled
 def move(x: float, y: float, z: float, phi: float, omega: float, tan_lambda: float, arc: float) -> tuple[float, float, float, float]:
     """(x, y, z, phi) after a transverse path `arc`."""
     new_phi = phi - omega * arc
@@ -51,7 +51,7 @@ def move(x: float, y: float, z: float, phi: float, omega: float, tan_lambda: flo
     return x + (np.sin(phi) - np.sin(new_phi)) / omega, y + (np.cos(new_phi) - np.cos(phi)) / omega, z + arc * tan_lambda, new_phi
 
 
-@njit(cache=True)
+@compiled
 def to_calorimeter(
     vertex: FloatArray, momentum: FloatArray, charge: FloatArray, b_field: float, radius: float, half_length: float
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:

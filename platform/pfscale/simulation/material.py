@@ -1,66 +1,118 @@
-"""Photon conversions and hadronic interactions in the tracker's material, as new particles with generatorStatus 0.
+"""Conversions, bremsstrahlung and hadronic interactions in the tracker's material, as new particles with generatorStatus 0.
 
 A simple form: the chance follows the material at the particle's angle, the radius the tracker's layers; a conversion makes an
 e+e- pair, an interaction a few pions, photons and neutrons that share the energy. Energy is kept, momentum to the pions' masses.
+An electron radiates at most one photon (spectrum of the PDG review, passage of particles) and goes on with what it has left.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numba import njit
+import numpy.typing as npt
 
+from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray, Particles
 from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
 
-BIT_CREATED, BIT_DECAYED_TRACKER, BIT_DECAYED_CALO, BIT_LEFT, BIT_STOPPED = 1 << 30, 1 << 27, 1 << 26, 1 << 25, 1 << 24
+BIT_CREATED, BIT_NOT_AT_ENDPOINT = 1 << 30, 1 << 28
+BIT_DECAYED_TRACKER, BIT_DECAYED_CALO, BIT_LEFT, BIT_STOPPED = 1 << 27, 1 << 26, 1 << 25, 1 << 24
 MASS_PION, MASS_NEUTRON, MASS_ELECTRON = 0.13957, 0.93957, 0.000511
 MAX_PATH = 4.0  # the material seen grows as 1 / sin(theta) up to this
 MIN_ENERGY = 0.3  # GeV: below, particles stop or scatter without secondaries that count
+MIN_RADIATED = 0.02  # of the electron's energy
+# Photons above MIN_RADIATED per radiation length: the integral of 4/(3y) - 4/3 + y
+PHOTONS_PER_X0 = 4.0 / 3.0 * np.log(1.0 / MIN_RADIATED) - 4.0 / 3.0 * (1.0 - MIN_RADIATED) + 0.5 * (1.0 - MIN_RADIATED**2)
 
 
-def interact(particles: Particles, detector: DetectorModel, rng: np.random.Generator) -> tuple[Particles, IntArray]:
-    """The particles with secondaries added (ordered by event again), and a flag (N,): 1 where a particle was destroyed in the tracker."""
+@dataclass(frozen=True)
+class Flight:
+    """How each particle flies on after the tracker's material. Shapes (N,) or (N, 3); units: mm, GeV, ns.
+
+    `is_destroyed`: it interacted or converted. `vertex`, `momentum`, `time`: at the start of its last leg, which is where it was made
+    unless it has radiated; `arc`: transverse path up to there. `radiated`: part of its energy that it has lost to a photon.
+    """
+
+    is_destroyed: npt.NDArray[np.bool_]
+    vertex: FloatArray
+    momentum: FloatArray
+    time: FloatArray
+    arc: FloatArray
+    radiated: FloatArray
+
+
+def interact(particles: Particles, detector: DetectorModel, rng: np.random.Generator) -> tuple[Particles, Flight]:
+    """The particles with secondaries added (ordered by event again), and how each flies on."""
     absolute = np.abs(particles.pdg)
     momentum = np.linalg.norm(particles.momentum, axis=1)
     pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
     path = np.minimum(momentum / np.maximum(pt, 1e-9), MAX_PATH)
     is_stable = (particles.status == 1) & (particles.energy > MIN_ENERGY)
-    is_hadron = is_stable & (absolute > 100)
-    length = np.where(is_stable & (absolute == 22), 7.0 / 9.0 * detector.tracker_x0, np.where(is_hadron, detector.tracker_lambda, 0.0))
+    length = np.select(
+        [is_stable & (absolute == 22), is_stable & (absolute == 11), is_stable & (absolute > 100)],
+        [7.0 / 9.0 * detector.tracker_x0, PHOTONS_PER_X0 * detector.tracker_x0, detector.tracker_lambda],
+        0.0,
+    )
     hits_material = rng.random(len(particles)) < 1.0 - np.exp(-length * path)
     layers = np.array([radius for radius, _ in detector.barrel_layers])
     layer = layers[rng.integers(0, len(layers), len(particles))]
     chosen = np.flatnonzero(hits_material & (pt > 0.05))
-    point, direction, time = _crossings(particles, chosen, layer[chosen], detector)
+    point, direction, time, arc = _crossings(particles, chosen, layer[chosen], detector)
     inside = (np.abs(point[:, 2]) < detector.ecal_z * 0.95) & (time >= 0)
-    chosen, point, direction, time = chosen[inside], point[inside], direction[inside], time[inside]
+    chosen, point, direction, time, arc = chosen[inside], point[inside], direction[inside], time[inside], arc[inside]
+    flight = _undisturbed(particles)
     if not len(chosen):
-        return particles, np.zeros(len(particles), dtype=np.int64)
-    source, pdg, mass, charge, momenta = _secondaries(
-        chosen, particles.pdg[chosen], particles.charge[chosen], particles.energy[chosen], direction, rng
+        return particles, flight
+    is_electron = absolute[chosen] == 11
+    flight.is_destroyed[chosen] = ~is_electron
+    share = _radiated_share(int(is_electron.sum()), rng)
+    electron = chosen[is_electron]
+    left = np.sqrt(np.maximum(((1.0 - share) * particles.energy[electron]) ** 2 - particles.mass[electron] ** 2, 1e-12))
+    flight.vertex[electron], flight.time[electron], flight.arc[electron] = point[is_electron], time[is_electron], arc[is_electron]
+    flight.momentum[electron], flight.radiated[electron] = left[:, None] * direction[is_electron], share
+    radiated = np.zeros(len(chosen))
+    radiated[is_electron] = share
+    secondaries = _secondaries(particles, chosen, direction, radiated, rng)
+    return _append(particles, flight, chosen, point, time, secondaries)
+
+
+def _undisturbed(particles: Particles) -> Flight:
+    num = len(particles)
+    return Flight(
+        np.zeros(num, dtype=bool), particles.vertex.copy(), particles.momentum.copy(), particles.time.copy(), np.zeros(num), np.zeros(num)
     )
-    return _append(particles, chosen, point, time, source, pdg, mass, charge, momenta)
+
+
+def _radiated_share(num: int, rng: np.random.Generator) -> FloatArray:
+    """Parts of the energy (num,) that go to the photon, from 4/(3y) - 4/3 + y above MIN_RADIATED."""
+    share = np.empty(num)
+    missing = np.arange(num)
+    while len(missing):
+        y = MIN_RADIATED ** rng.random(len(missing))
+        share[missing] = y
+        missing = missing[rng.random(len(missing)) > 1.0 - y + 0.75 * y**2]
+    return share
 
 
 def _crossings(
     particles: Particles, chosen: IntArray, radius: FloatArray, detector: DetectorModel
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Points (n, 3), directions (n, 3) and times where `chosen` cross cylinders of `radius`; time -1 where they do not."""
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Points (n, 3), directions (n, 3), times and arcs where `chosen` cross cylinders of `radius`; time -1 where they do not."""
     return _crossings_kernel(
         particles.vertex[chosen], particles.momentum[chosen], particles.charge[chosen], particles.mass[chosen], particles.time[chosen],
         radius, detector.b_field,
     )  # fmt: skip
 
 
-@njit(cache=True)
+@compiled
 def _crossings_kernel(
     vertex: FloatArray, momentum: FloatArray, charge: FloatArray, mass: FloatArray, time: FloatArray, radius: FloatArray, b_field: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     num = len(charge)
-    point, direction, when = np.zeros((num, 3)), np.zeros((num, 3)), np.full(num, -1.0)
+    point, direction, when, arcs = np.zeros((num, 3)), np.zeros((num, 3)), np.full(num, -1.0), np.zeros(num)
     for i in range(num):
         x, y, z = vertex[i]
         px, py, pz = momentum[i]
@@ -78,30 +130,45 @@ def _crossings_kernel(
         direction[i, 0], direction[i, 1], direction[i, 2] = np.cos(phi) / norm, np.sin(phi) / norm, tan_lambda / norm
         p = pt * norm
         when[i] = time[i] + arc * norm * np.sqrt(p * p + mass[i] * mass[i]) / p / C_LIGHT
-    return point, direction, when
+        arcs[i] = arc
+    return point, direction, when, arcs
+
+
+@dataclass(frozen=True)
+class _Secondaries:
+    """New particles: index into those that made them, PDG, mass, charge, momentum (M, 3)."""
+
+    source: IntArray
+    pdg: IntArray
+    mass: FloatArray
+    charge: FloatArray
+    momentum: FloatArray
 
 
 def _secondaries(
-    chosen: IntArray, pdg: IntArray, charge: FloatArray, energy: FloatArray, direction: FloatArray, rng: np.random.Generator
-) -> tuple[IntArray, IntArray, FloatArray, FloatArray, FloatArray]:
-    """Secondaries of the chosen particles: index into `chosen`, PDG, mass, charge and momentum (M, 3)."""
+    particles: Particles, chosen: IntArray, direction: FloatArray, radiated: FloatArray, rng: np.random.Generator
+) -> _Secondaries:
+    """Secondaries of the chosen particles, which fly in `direction` and, if they are electrons, lose a part `radiated` of their energy."""
+    pdg, charge, energy = particles.pdg[chosen], particles.charge[chosen], particles.energy[chosen]
+    is_electron = radiated > 0
     is_photon = pdg == 22
-    multiplicity = np.where(is_photon, 2, 3 + np.minimum(rng.poisson(0.7 * np.log1p(energy)), 5))
+    multiplicity = np.select([is_photon, is_electron], [2, 1], 3 + np.minimum(rng.poisson(0.7 * np.log1p(energy)), 5))
     source = np.repeat(np.arange(len(chosen)), multiplicity)
     number = np.arange(len(source)) - np.repeat(np.cumsum(multiplicity) - multiplicity, multiplicity)
     share = rng.exponential(size=len(source)) + 0.05
     share /= np.bincount(source, weights=share)[source]
+    share = np.where(is_electron[source], radiated[source], share)
     kind = rng.random(len(source))
     new_pdg = np.select([kind < 0.6, kind < 0.85], [np.where(rng.random(len(source)) < 0.5, 211, -211), 22], 2112)
     leading = (number == 0) & (charge[source] != 0)
     new_pdg = np.where(leading, np.where(charge[source] > 0, 211, -211), new_pdg)
-    new_pdg = np.where(is_photon[source], np.where(number == 0, 11, -11), new_pdg)
+    new_pdg = np.where(is_photon[source], np.where(number == 0, 11, -11), np.where(is_electron[source], 22, new_pdg))
     mass = np.select([np.abs(new_pdg) == 211, new_pdg == 2112, np.abs(new_pdg) == 11], [MASS_PION, MASS_NEUTRON, MASS_ELECTRON], 0.0)
     # Neutrons are knocked out of nuclei: their mass is not taken from the incoming energy.
     available = energy[source] * share + np.where(new_pdg == 2112, MASS_NEUTRON, 0.0)
     available = np.maximum(available, mass * 1.001)
     absolute = np.sqrt(available**2 - mass**2)
-    transverse = np.where(is_photon[source], 0.001, rng.rayleigh(0.25, len(source)))
+    transverse = np.where((is_photon | is_electron)[source], 0.001, rng.rayleigh(0.25, len(source)))
     transverse = np.minimum(transverse, 0.7 * absolute)
     angle = rng.uniform(0, 2 * np.pi, len(source))
     along = np.sqrt(absolute**2 - transverse**2)
@@ -111,46 +178,49 @@ def _secondaries(
     third = np.cross(axis, across)
     side = np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * third
     charges = np.select([new_pdg == 211, new_pdg == -211, new_pdg == 11, new_pdg == -11], [1.0, -1.0, -1.0, 1.0], 0.0)
-    return source, new_pdg.astype(np.int64), mass, charges, along[:, None] * axis + transverse[:, None] * side
+    return _Secondaries(source, new_pdg.astype(np.int64), mass, charges, along[:, None] * axis + transverse[:, None] * side)
 
 
 def _append(
-    old: Particles,
-    chosen: IntArray,
-    point: FloatArray,
-    time: FloatArray,
-    source: IntArray,
-    pdg: IntArray,
-    mass: FloatArray,
-    charge: FloatArray,
-    momentum: FloatArray,
-) -> tuple[Particles, IntArray]:
-    """`old` with the secondaries behind the other particles of their events, and the flag of destroyed particles."""
-    num = len(old)
+    old: Particles, flight: Flight, chosen: IntArray, point: FloatArray, time: FloatArray, new: _Secondaries
+) -> tuple[Particles, Flight]:
+    """`old` with the secondaries behind the other particles of their events, and the flight of all."""
+    num, source = len(old), new.source
     event = np.concatenate([old.event, old.event[chosen][source]])
     order = np.argsort(event, kind="stable")
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     endpoint, has_decay = old.endpoint.copy(), old.has_decay.copy()
-    endpoint[chosen], has_decay[chosen] = point, True
-    destroyed = np.zeros(len(event), dtype=np.int64)
-    destroyed[chosen] = 1
+    ends = flight.is_destroyed[chosen]
+    endpoint[chosen[ends]], has_decay[chosen[ends]] = point[ends], True
     child = position[np.concatenate([old.child, num + np.arange(len(source))])]
     parent = position[np.concatenate([old.parent, chosen[source]])]
     pairs = np.lexsort((parent, child))
+
+    def joined(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate([first, second])[order]
+
+    none, vertex, start = np.zeros(len(source)), point[source], time[source]
     merged = replace(
         old,
         event=event[order],
-        pdg=np.concatenate([old.pdg, pdg])[order],
-        status=np.concatenate([old.status, np.zeros(len(source), dtype=np.int64)])[order],
-        charge=np.concatenate([old.charge, charge])[order],
-        mass=np.concatenate([old.mass, mass])[order],
-        momentum=np.concatenate([old.momentum, momentum])[order],
-        vertex=np.concatenate([old.vertex, point[source]])[order],
-        time=np.concatenate([old.time, time[source]])[order],
-        endpoint=np.concatenate([endpoint, point[source]])[order],
-        has_decay=np.concatenate([has_decay, np.zeros(len(source), dtype=bool)])[order],
+        pdg=joined(old.pdg, new.pdg),
+        status=joined(old.status, np.zeros(len(source), dtype=np.int64)),
+        charge=joined(old.charge, new.charge),
+        mass=joined(old.mass, new.mass),
+        momentum=joined(old.momentum, new.momentum),
+        vertex=joined(old.vertex, vertex),
+        time=joined(old.time, start),
+        endpoint=joined(endpoint, vertex),
+        has_decay=joined(has_decay, none > 0),
         parent=parent[pairs],
         child=child[pairs],
     )
-    return merged, destroyed[order]
+    return merged, Flight(
+        is_destroyed=joined(flight.is_destroyed, none > 0),
+        vertex=joined(flight.vertex, vertex),
+        momentum=joined(flight.momentum, new.momentum),
+        time=joined(flight.time, start),
+        arc=joined(flight.arc, none),
+        radiated=joined(flight.radiated, none),
+    )

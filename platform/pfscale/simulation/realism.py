@@ -1,88 +1,69 @@
-"""The realism table: what simulated events look like, beside figures of real full-simulation files.
+"""The realism tables: what simulated events look like, beside figures of real full-simulation files, as Markdown.
 
-    python -m pfscale.simulation.realism [events per sample]
+    python -m pfscale.simulation.realism --events 500 --readme platform/pfscale/simulation/README.md
 
-200 events per sample take about 15 s. Real figures: one CLD Z(nunu)H(bb) event, and the published CLICdet ttbar validation.
+500 events per sample take about two minutes. Without --readme the tables are printed; with it they replace those between its two marks.
+Real figures: one CLD Z(nunu)H(bb) event, the published CLICdet ttbar validation, and single photons in CLICdet.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from particle import literals
 
-from pfscale.simulation.detectors import DetectorModel, detector_model
-from pfscale.simulation.generator import FloatArray, IntArray, Particles, generate, make_pythia
-from pfscale.simulation.processes import decay_settings, find_process
+from pfscale.simulation.detectors import DETECTORS, DetectorModel, detector_model
+from pfscale.simulation.generator import FloatArray, IntArray
+from pfscale.simulation.realism_jets import JetTables, markdown
 from pfscale.simulation.response import DetectorEvents, detector_response
+from pfscale.simulation.samples import particle_gun, sample
 
+Row = tuple[str, ...]
 SAMPLES = (
     ("clic", "ttbar", None, None),
     ("clic", "qq", None, None),
     ("cld", "ttbar", None, None),
+    ("cld", "qq", None, None),
     ("cld", "ZH", "bb", "nunu"),
 )
-REAL = {  # per event
-    ("clic", "ttbar"): "60 tracks, 90 clusters, 8484 hits",
-    ("cld", "ZH"): "24 tracks, 48 clusters, 3767 hits, 40 hits per cluster, ECAL 67 GeV, HCAL 39 GeV",
+NUMBERS = ("MC particles", "tracks", "clusters", "hits", "hits per cluster", "ECAL [GeV]", "HCAL [GeV]", "clustered [GeV]")
+REAL: dict[tuple[str, str], Row] = {  # in the order of NUMBERS
+    ("clic", "ttbar"): ("~2000", "~60", "~90", "8484", "-", "-", "-", "-"),
+    ("cld", "ZH"): ("206", "24", "48", "3767", "40", "67", "39", "113"),
 }
+REAL_PHOTONS = {3.74: ("1.005", "122"), 5.76: ("0.997", "157"), 9.98: ("0.980", "302")}  # CLICdet: E / E_true, hits
+PHOTON_ENERGIES = (1.0, 3.74, 5.76, 9.98, 20.0, 50.0)
+HADRON_ENERGIES = (2.0, 10.0, 50.0, 100.0)
 PURE = 0.8  # a cluster (a particle) counts as merged (split) if its largest particle (cluster) has less than this of it
+PT_EDGES = (0.1, 0.2, 0.5, 1.0, 5.0, 200.0)  # GeV
+THETA_EDGES = (0.0, 10.0, 15.0, 20.0, 40.0, 90.0)  # degrees from the beam
+RADIUS_EDGES = (0.0, 1.0, 10.0, 30.0, 100.0, 300.0, 800.0)  # mm
+MARKS = ("<!-- realism: begin -->", "<!-- realism: end -->")
 
 
 @dataclass(frozen=True)
 class Realism:
     """Means over events of one sample. Units: GeV."""
 
+    particles: float  # MC particles
     tracks: float
     clusters: float
     hits: float
     hits_per_cluster: float  # median
-    particles: float  # MC particles
     ecal: float
     hcal: float
-    visible: float  # true energy of stable particles without neutrinos, that point at the calorimeter
     clustered: float
+    visible: float  # true energy of stable particles without neutrinos, that point at the calorimeter
+    energy_per_cluster: float
+    energy_per_particle: float  # of the same particles, above 0.1 GeV
     merged: float  # fraction of clusters above 1 GeV
     split: float  # fraction of particles above 1 GeV
     d0_pull: float
-    efficiency: tuple[float, ...]  # tracking efficiency in bins of `PT_EDGES`
-
-
-PT_EDGES = (0.1, 0.2, 0.5, 1.0, 5.0, 200.0)
-
-
-def sample(detector: DetectorModel, process: str, higgs: str | None, z: str | None, num_events: int, seed: int = 1) -> DetectorEvents:
-    """`num_events` simulated events in memory."""
-    hard = find_process(process)
-    pythia = make_pythia(hard, decay_settings(hard, higgs, z), detector.sqrt_s[process], seed)
-    rng = np.random.default_rng(seed)
-    return detector_response(generate(pythia, num_events, detector, detector.sqrt_s[process], rng), detector, rng)
-
-
-def particle_gun(pdg: int, mass: float, charge: float, energy: FloatArray, seed: int = 1) -> Particles:
-    """One particle per event from the origin, isotropic in abs(cos theta) < 0.95, with the given energies (n,)."""
-    num = len(energy)
-    rng = np.random.default_rng(seed)
-    cosine, phi = rng.uniform(-0.95, 0.95, num), rng.uniform(-np.pi, np.pi, num)
-    sine = np.sqrt(1.0 - cosine**2)
-    momentum = np.sqrt(energy**2 - mass**2)[:, None] * np.stack([sine * np.cos(phi), sine * np.sin(phi), cosine], axis=1)
-    none = np.zeros(0, dtype=np.int64)
-    return Particles(
-        num_events=num,
-        event=np.arange(num),
-        pdg=np.full(num, pdg),
-        status=np.ones(num, dtype=np.int64),
-        charge=np.full(num, float(charge)),
-        mass=np.full(num, float(mass)),
-        momentum=momentum,
-        vertex=np.zeros((num, 3)),
-        time=np.zeros(num),
-        endpoint=np.zeros((num, 3)),
-        has_decay=np.zeros(num, dtype=bool),
-        parent=none,
-        child=none,
-    )
 
 
 def measure(events: DetectorEvents, detector: DetectorModel) -> Realism:
@@ -92,22 +73,24 @@ def measure(events: DetectorEvents, detector: DetectorModel) -> Realism:
     is_visible = (particles.status == 1) & ~np.isin(np.abs(particles.pdg), (12, 14, 16))
     pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
     is_visible &= pt * detector.ecal_z > np.abs(particles.momentum[:, 2]) * detector.endcap_inner_radius
+    visible = particles.energy[is_visible]
     merged, split = _confusion(events)
     pull = (tracks.parameters[:, 0] - tracks.true_parameters[:, 0]) / np.sqrt(tracks.covariance[:, 0])
     return Realism(
+        particles=len(particles) / num,
         tracks=len(tracks) / num,
         clusters=len(clusters.energy) / num,
         hits=len(hits.energy) / num,
         hits_per_cluster=float(np.median(clusters.num_hits)),
-        particles=len(particles) / num,
         ecal=float(hits.energy[hits.collection < 2].sum() / num),
-        hcal=float(hits.energy[hits.collection >= 2].sum() / num),
-        visible=float(particles.energy[is_visible].sum() / num),
+        hcal=float(hits.energy[(hits.collection == 2) | (hits.collection == 3)].sum() / num),
         clustered=float(clusters.energy.sum() / num),
+        visible=float(visible.sum() / num),
+        energy_per_cluster=float(clusters.energy.mean()),
+        energy_per_particle=float(visible[visible > 0.1].mean()),
         merged=merged,
         split=split,
         d0_pull=float(pull.std()),
-        efficiency=_efficiency(events),
     )
 
 
@@ -131,52 +114,168 @@ def _confusion(events: DetectorEvents) -> tuple[float, float]:
     return impure(pair[0]), impure(pair[1])
 
 
-def _efficiency(events: DetectorEvents) -> tuple[float, ...]:
-    """Tracking efficiency of stable charged particles from within 30 mm with abs(cos theta) < 0.9, in bins of pt."""
+def efficiency(events: DetectorEvents) -> dict[str, tuple[Sequence[float], tuple[float, ...]]]:
+    """Tracking efficiency of charged particles that do not end in the tracker: what it is against -> (edges, value in each bin).
+
+    Against pt: central and prompt; against the angle: prompt above 1 GeV; against the radius where they are made: central above 1 GeV.
+    """
     particles = events.particles
+    momentum = np.linalg.norm(particles.momentum, axis=1)
     pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
-    is_central = np.abs(particles.momentum[:, 2]) < 0.9 * np.linalg.norm(particles.momentum, axis=1)
-    chosen = (particles.status == 1) & (particles.charge != 0) & is_central & (np.linalg.norm(particles.vertex, axis=1) < 30)
+    theta = np.degrees(np.arcsin(np.minimum(pt / np.maximum(momentum, 1e-9), 1.0)))
+    radius = np.hypot(particles.vertex[:, 0], particles.vertex[:, 1])
+    is_charged = (particles.status == 1) & (particles.charge != 0) & ~particles.has_decay
+    is_central, is_prompt, is_hard = theta > 26.0, np.linalg.norm(particles.vertex, axis=1) < 30.0, pt > 1.0
     has_track = np.zeros(len(particles), dtype=bool)
     has_track[events.tracks.particle] = True
-    which = np.digitize(pt, PT_EDGES)
-    return tuple(float(has_track[chosen & (which == k)].mean()) for k in range(1, len(PT_EDGES)))
+
+    def binned(chosen: npt.NDArray[np.bool_], values: FloatArray, edges: Sequence[float]) -> tuple[Sequence[float], tuple[float, ...]]:
+        which = np.digitize(values, edges)
+        rows = [chosen & (which == k) for k in range(1, len(edges))]
+        return edges, tuple(float(has_track[row].mean()) if row.any() else float("nan") for row in rows)
+
+    return {
+        "pt [GeV]": binned(is_charged & is_central & is_prompt, pt, PT_EDGES),
+        "angle to the beam [degrees]": binned(is_charged & is_prompt & is_hard, theta, THETA_EDGES),
+        "radius where made [mm]": binned(is_charged & is_central & is_hard, radius, RADIUS_EDGES),
+    }
 
 
 def photon_response(detector: DetectorModel, energy: float, num_events: int = 500) -> tuple[float, float, float]:
     """(mean of clustered energy / true energy, its width, clusters per photon) for photons that did not convert."""
-    rng = np.random.default_rng(2)
-    events = detector_response(particle_gun(22, 0.0, 0.0, np.full(num_events, energy)), detector, rng)
-    unconverted = np.bincount(events.particles.event, minlength=num_events) == 1
+    events, unconverted = _photons(detector, energy, num_events)
     response = np.bincount(events.clusters.event, weights=events.clusters.energy, minlength=num_events)[unconverted] / energy
     count = np.bincount(events.clusters.event, minlength=num_events)[unconverted]
     return float(response.mean()), float(response.std()), float(count.mean())
 
 
-def main(num_events: int = 200) -> None:
-    """Prints the table as Markdown."""
-    head = (
-        "sample", "MC", "tracks", "clusters", "hits", "hits/cl", "ECAL", "HCAL", "visible", "clustered", "merged", "split", "D0 pull",
-        f"efficiency in pt bins {PT_EDGES}",
-    )  # fmt: skip
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+def _photons(detector: DetectorModel, energy: float, num_events: int) -> tuple[DetectorEvents, npt.NDArray[np.bool_]]:
+    """Single photons, and which of them did not convert."""
+    events = detector_response(particle_gun(22, 0.0, 0.0, np.full(num_events, energy)), detector, np.random.default_rng(2))
+    return events, np.bincount(events.particles.event, minlength=num_events) == 1
+
+
+def hadron_response(detector: DetectorModel, energy: float, num_events: int = 500) -> tuple[float, float, float]:
+    """(mean of the energy in hits / true energy, its width, share of events below 0.7) for K0L that reach the calorimeter."""
+    kaon = literals.K_L_0
+    events = detector_response(
+        particle_gun(int(kaon.pdgid), kaon.mass / 1000.0, 0.0, np.full(num_events, energy)), detector, np.random.default_rng(2)
+    )
+    untouched = np.bincount(events.particles.event, minlength=num_events) == 1
+    response = np.bincount(events.hits.event, weights=events.hits.energy, minlength=num_events)[untouched] / energy
+    return float(response.mean()), float(response.std()), float(np.mean(response < 0.7))
+
+
+def interaction_rates(detector: DetectorModel, num_events: int = 4000) -> tuple[float, float, float]:
+    """Fractions of 5 GeV photons that convert, pi+ that interact and electrons that radiate in the tracker, abs(cos theta) < 0.95."""
+    fractions = []
+    for particle in (literals.photon, literals.pi_plus, literals.e_minus):
+        gun = particle_gun(int(particle.pdgid), particle.mass / 1000.0, float(particle.charge), np.full(num_events, 5.0))
+        made = detector_response(gun, detector, np.random.default_rng(3)).particles
+        fractions.append(len(np.unique(made.event[made.parent])) / num_events)
+    return fractions[0], fractions[1], fractions[2]
+
+
+def tables(num_events: int) -> str:
+    """All tables as Markdown, `num_events` per sample (five times as many single particles for the rates)."""
+    counts: list[Row] = []
+    confusion: list[Row] = []
+    efficiencies: list[Row] = []
+    of_jets = JetTables()
     for name, process, higgs, z in SAMPLES:
         detector = detector_model(name)
-        row = measure(sample(detector, process, higgs, z, num_events), detector)
-        cells = [
-            f"{name} {process} {higgs or ''}", f"{row.particles:.0f}", f"{row.tracks:.1f}", f"{row.clusters:.1f}", f"{row.hits:.0f}",
-            f"{row.hits_per_cluster:.0f}", f"{row.ecal:.0f}", f"{row.hcal:.0f}", f"{row.visible:.0f}", f"{row.clustered:.0f}",
-            f"{row.merged:.2f}", f"{row.split:.2f}", f"{row.d0_pull:.2f}", " ".join(f"{e:.2f}" for e in row.efficiency),
-        ]  # fmt: skip
-        print("| " + " | ".join(cells) + " |")
-        if (name, process) in REAL:
-            print(f"| (real: {REAL[name, process]}) |")
-    print("\n| photons | mean E/E_true | width | clusters |\n|---|---|---|---|")
-    for name in ("clic", "cld"):
-        for energy in (1.0, 3.74, 5.76, 9.98, 50.0):
-            mean, width, count = photon_response(detector_model(name), energy)
-            print(f"| {name} {energy} GeV | {mean:.3f} | {width:.3f} | {count:.2f} |")
+        title = f"{name} {process}{f'({z} {higgs})' if higgs else ''} {detector.sqrt_s[process]:.0f}"
+        events = sample(detector, process, higgs, z, num_events)
+        row = measure(events, detector)
+        counts += _count_rows(title, (name, process), row)
+        per = (f"{row.energy_per_cluster:.2f}", f"{row.energy_per_particle:.2f}", f"{row.visible:.0f}")
+        confusion.append((title, *per, f"{row.merged:.2f}", f"{row.split:.2f}"))
+        if process == "ttbar":
+            efficiencies += _efficiency_rows(title, events)
+        of_jets.add(title, process, events, name)
+    parts = (
+        f"{num_events} events per sample, seed 1; means per event, hits per cluster: median.",
+        markdown(("sample", *NUMBERS), counts),
+        "Merged: clusters above 1 GeV whose largest particle has less than 80% of them; split: particles likewise.",
+        markdown(("sample", "energy per cluster [GeV]", "per particle [GeV]", "visible [GeV]", "merged", "split"), confusion),
+        "Jets and missing momentum (ee_genkt 0.4, pt > 5 GeV, matched to gen jets): IQR / median of E / E_gen in bins of E_gen [GeV].",
+        of_jets.resolution(),
+        "Impact parameters with respect to the primary vertex: tracks above 1 GeV in gen jets, with a hit in the vertex detector.",
+        of_jets.impact_parameters(),
+        "Tracking efficiency (charged particles that do not end in the tracker).",
+        markdown(("sample", "against", "bins", "efficiency"), efficiencies),
+        "Single photons that did not convert: clustered energy / true energy, its width, hits (median).",
+        _photon_table(num_events),
+        "Single K0L: energy in hits / true energy, its width, and the share of events below 0.7: what leaks through the back.",
+        _hadron_table(num_events),
+        "In the tracker's material, particles of 5 GeV with abs(cos theta) < 0.95.",
+        _rates_table(5 * num_events),
+    )
+    return "\n\n".join(parts)
+
+
+def _count_rows(title: str, key: tuple[str, str], row: Realism) -> list[Row]:
+    sums = (row.ecal, row.hcal, row.clustered)
+    ours = (f"{row.particles:.0f}", f"{row.tracks:.1f}", f"{row.clusters:.1f}", f"{row.hits:.0f}", f"{row.hits_per_cluster:.0f}")
+    rows = [(title, *ours, *(f"{value:.0f}" for value in sums))]
+    if key in REAL:
+        rows.append(("*full simulation*", *REAL[key]))
+    return rows
+
+
+def _efficiency_rows(title: str, events: DetectorEvents) -> list[Row]:
+    rows: list[Row] = []
+    for what, (edges, values) in efficiency(events).items():
+        rows.append((title, what, " ".join(f"{edge:g}" for edge in edges), " ".join(f"{value:.2f}" for value in values)))
+    return rows
+
+
+def _photon_table(num_events: int) -> str:
+    rows: list[Row] = []
+    for name, detector in DETECTORS.items():
+        cells = []
+        for energy in PHOTON_ENERGIES:
+            mean, width, _ = photon_response(detector, energy, num_events)
+            events, unconverted = _photons(detector, energy, num_events)
+            hits = np.median(np.bincount(events.hits.event, minlength=num_events)[unconverted])
+            cells.append(f"{mean:.3f}, {width:.3f}, {hits:.0f}")
+        rows.append((name, *cells))
+    real = [REAL_PHOTONS.get(energy) for energy in PHOTON_ENERGIES]
+    rows.append(("*CLICdet full simulation*", *("-" if figures is None else f"{figures[0]}, -, {figures[1]}" for figures in real)))
+    return markdown(("detector", *(f"{energy:g} GeV" for energy in PHOTON_ENERGIES)), rows)
+
+
+def _hadron_table(num_events: int) -> str:
+    rows = []
+    for name, detector in DETECTORS.items():
+        cells = [hadron_response(detector, energy, num_events) for energy in HADRON_ENERGIES]
+        rows.append((name, *(f"{mean:.3f}, {width:.3f}, {low:.3f}" for mean, width, low in cells)))
+    return markdown(("detector", *(f"{energy:g} GeV" for energy in HADRON_ENERGIES)), rows)
+
+
+def _rates_table(num_events: int) -> str:
+    rows = [(name, *(f"{rate:.3f}" for rate in interaction_rates(detector, num_events))) for name, detector in DETECTORS.items()]
+    return markdown(("detector", "photons that convert", "pi+ that interact", "electrons that radiate more than 2%"), rows)
+
+
+def replace_tables(text: str, tables_text: str) -> str:
+    """A README's text with other tables between its marks."""
+    begin, end = (text.index(mark) for mark in MARKS)
+    return f"{text[: begin + len(MARKS[0])]}\n\n{tables_text}\n\n{text[end:]}"
+
+
+def main() -> None:
+    """Prints the tables, or writes them into a README."""
+    parser = argparse.ArgumentParser(prog="python -m pfscale.simulation.realism", description="the realism tables as Markdown")
+    parser.add_argument("--events", type=int, default=300, help="per sample")
+    parser.add_argument("--readme", type=Path, help="write them between the marks of this file")
+    chosen = parser.parse_args()
+    text = tables(chosen.events)
+    if chosen.readme is None:
+        print(text)
+    else:
+        chosen.readme.write_text(replace_tables(chosen.readme.read_text(), text))
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:2]))
+    main()

@@ -7,26 +7,38 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from pfscale.simulation import showers
+from pfscale.simulation import cells, showers
 from pfscale.simulation.clustering import cluster_events
+from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray, Particles
 from pfscale.simulation.helix import to_calorimeter
-from pfscale.simulation.material import BIT_CREATED, BIT_DECAYED_CALO, BIT_DECAYED_TRACKER, BIT_LEFT, BIT_STOPPED, interact
+from pfscale.simulation.material import (
+    BIT_CREATED,
+    BIT_DECAYED_CALO,
+    BIT_DECAYED_TRACKER,
+    BIT_LEFT,
+    BIT_NOT_AT_ENDPOINT,
+    BIT_STOPPED,
+    Flight,
+    interact,
+)
+from pfscale.simulation.muons import attach_chamber_hits
+from pfscale.simulation.particle_flow import Candidates, find_candidates
+from pfscale.simulation.shower_shapes import ClusterHits
 from pfscale.simulation.tracks import Tracks, reconstruct_tracks
 
 BoolArray = npt.NDArray[np.bool_]
-SHOWER_BITS = 12  # showers per event that the sort key has room for
-CELL_BITS = 32
 NEUTRINOS = (12, 14, 16)
 FAR = 7000.0  # mm, where particles that leave the detector end
+MIN_SHOWER_ENERGY = 0.01  # GeV
 
 
 @dataclass(frozen=True)
 class Hits:
     """Calorimeter hits, ordered by event and collection, with the energy that each particle left on each.
 
-    `collection`: 0 ECALBarrel, 1 ECALEndcap, 2 HCALBarrel, 3 HCALEndcap. Links are sorted by hit. Units: GeV, mm, ns.
+    `collection`: 0 ECALBarrel, 1 ECALEndcap, 2 HCALBarrel, 3 HCALEndcap, 4 MUON. Links are sorted by hit. Units: GeV, mm, ns.
     """
 
     event: IntArray
@@ -61,40 +73,48 @@ class DetectorEvents:
     tracks: Tracks
     hits: Hits
     clusters: Clusters
+    candidates: Candidates
 
 
 def detector_response(particles: Particles, detector: DetectorModel, rng: np.random.Generator) -> DetectorEvents:
     """The reconstructed events of `detector` for generated `particles` (secondaries of the tracker's material are added to them)."""
-    particles, destroyed = interact(particles, detector, rng)
+    particles, flight = interact(particles, detector, rng)
     position, direction, arc, _ = to_calorimeter(
-        particles.vertex, particles.momentum, particles.charge, detector.b_field, detector.ecal_radius, detector.ecal_z
+        flight.vertex, flight.momentum, particles.charge, detector.b_field, detector.ecal_radius, detector.ecal_z
     )
     ends_inside = (np.hypot(particles.endpoint[:, 0], particles.endpoint[:, 1]) < detector.ecal_radius) & (
         np.abs(particles.endpoint[:, 2]) < detector.ecal_z
     )
     is_neutrino = np.isin(np.abs(particles.pdg), NEUTRINOS)
-    reaches = (arc >= 0) & (destroyed == 0) & ~is_neutrino & ~(particles.has_decay & ends_inside)
+    reaches = (arc >= 0) & ~flight.is_destroyed & ~is_neutrino & ~(particles.has_decay & ends_inside)
     reaches &= (np.abs(position[:, 2]) < detector.ecal_z - 1e-6) | (np.hypot(position[:, 0], position[:, 1]) > detector.endcap_inner_radius)
     is_final = particles.status != 2
-    tracks = reconstruct_tracks(particles, destroyed, np.where(reaches, arc, -1.0), detector, rng)
-    hits = _hits(particles, np.flatnonzero(reaches), position, direction, arc, detector, rng)
-    hits, clusters = _clusters(hits, particles.num_events, detector.ecal_sections)
+    tracks = reconstruct_tracks(particles, flight, np.where(reaches, flight.arc + arc, -1.0), detector, rng)
+    hits = _hits(particles, flight, np.flatnonzero(reaches), position, direction, arc, detector, rng)
+    hits, clusters = _clusters(hits, particles.num_events, detector)
+    candidates = _candidates(tracks, hits, clusters, detector, particles.num_events)
     # Charged particles that spiral until they stop; those that fly down the beam pipe leave instead.
-    stops_in_tracker = (destroyed == 1) | ((particles.charge != 0) & (arc < 0) & ends_inside)
-    status = _simulator_status(particles, stops_in_tracker, reaches, ends_inside, is_neutrino)
+    stops_in_tracker = flight.is_destroyed | ((particles.charge != 0) & (arc < 0) & ends_inside)
+    status = _simulator_status(particles, flight, stops_in_tracker, reaches, ends_inside, is_neutrino)
     endpoint = particles.endpoint.copy()
     stops = reaches & is_final
     endpoint[stops] = position[stops] + 50.0 * direction[stops]
     leaves = is_final & ~reaches & ends_inside & ~stops_in_tracker
     momentum = np.linalg.norm(particles.momentum, axis=1, keepdims=True)
     endpoint[leaves] = (particles.vertex + FAR * particles.momentum / np.maximum(momentum, 1e-9))[leaves]
-    return DetectorEvents(replace(particles, endpoint=endpoint), status, tracks, hits, clusters)
+    return DetectorEvents(replace(particles, endpoint=endpoint), status, tracks, hits, clusters, candidates)
 
 
 def _simulator_status(
-    particles: Particles, stops_in_tracker: BoolArray, reaches: BoolArray, ends_inside: BoolArray, is_neutrino: BoolArray
+    particles: Particles,
+    flight: Flight,
+    stops_in_tracker: BoolArray,
+    reaches: BoolArray,
+    ends_inside: BoolArray,
+    is_neutrino: BoolArray,
 ) -> IntArray:
-    """simulatorStatus: bits 24 stopped, 25 left, 26 decayed in the calorimeter, 27 in the tracker, 30 made in the simulation."""
+    """simulatorStatus: bits 24 stopped, 25 left, 26 decayed in the calorimeter, 27 in the tracker, 30 made in the simulation; 28: not where
+    its parent ends, a radiated photon."""
     absolute = np.abs(particles.pdg)
     is_final = particles.status != 2
     is_muon = absolute == 13
@@ -106,6 +126,7 @@ def _simulator_status(
     decays = (absolute > 100) | np.isin(absolute, (13, 15))
     decayed = np.where(decays, np.where(ends_inside, BIT_DECAYED_TRACKER, BIT_DECAYED_CALO), 0)
     bits: IntArray = np.where(is_final, final, decayed) + np.where(particles.status == 0, BIT_CREATED, 0)
+    bits[particles.child[flight.radiated[particles.parent] > 0]] += BIT_NOT_AT_ENDPOINT
     return bits
 
 
@@ -118,9 +139,14 @@ def _shower_kind(pdg: IntArray, charge: FloatArray) -> IntArray:
     )
 
 
-def _deposited_energy(particles: Particles, index: IntArray) -> FloatArray:
+def _energy(particles: Particles, flight: Flight, index: IntArray) -> FloatArray:
+    """Energies on the last leg, GeV."""
+    return np.sqrt((flight.momentum[index] ** 2).sum(axis=1) + particles.mass[index] ** 2)
+
+
+def _deposited_energy(particles: Particles, flight: Flight, index: IntArray) -> FloatArray:
     """What a particle can leave in the calorimeter: baryons keep their mass, antibaryons bring that of their partner."""
-    energy = particles.energy[index]
+    energy = _energy(particles, flight, index)
     pdg = particles.pdg[index]
     is_baryon = (np.abs(pdg) > 1000) & (np.abs(pdg) < 10000)
     return np.where(is_baryon, energy - np.sign(pdg) * particles.mass[index], energy)
@@ -128,6 +154,7 @@ def _deposited_energy(particles: Particles, index: IntArray) -> FloatArray:
 
 def _hits(
     particles: Particles,
+    flight: Flight,
     index: IntArray,
     position: FloatArray,
     direction: FloatArray,
@@ -135,49 +162,53 @@ def _hits(
     detector: DetectorModel,
     rng: np.random.Generator,
 ) -> Hits:
-    geometry = showers.calorimeter(detector)
-    energy = _deposited_energy(particles, index)
-    index, energy = index[energy > 0.01], energy[energy > 0.01]
-    capacity = int(3.0 * energy.sum() / min(geometry.ecal_spot, showers.HADRON_SPOT)) + 400 * len(index) + 1000
-    spots = showers.shower_spots(
-        geometry, rng, _shower_kind(particles.pdg[index], particles.charge[index]), energy, position[index], direction[index], capacity
-    )
-    used = int(spots.used[0])
-    assert used < capacity, "more calorimeter spots than their energies allow"
-    cell, shower, spot_energy = spots.cell[:used], spots.shower[:used], spots.energy[:used]
-    event = particles.event[index]
-    local = np.arange(len(index)) - np.searchsorted(event, event)
-    assert len(local) == 0 or local.max() < 1 << SHOWER_BITS, "too many showers in one event for the sort key"
-    key = (((event[shower] << CELL_BITS) | cell) << SHOWER_BITS) | local[shower]
-    order = np.argsort(key, kind="stable")
-    key = key[order]
-    pair_start = np.flatnonzero(np.diff(key, prepend=-1))
-    pair_energy = np.add.reduceat(spot_energy[order], pair_start) if used else np.zeros(0)
-    pair_path = np.minimum.reduceat(spots.path[:used][order], pair_start) if used else np.zeros(0)
-    pair_shower = shower[order][pair_start]
-    hit_key = key[pair_start] >> SHOWER_BITS
-    hit_start = np.flatnonzero(np.diff(hit_key, prepend=-1))
-    hit_of_pair = np.repeat(np.arange(len(hit_start)), np.diff(hit_start, append=len(hit_key)))
-    hit_energy = _sums(hit_of_pair, pair_energy, len(hit_start))
-    cell = hit_key[hit_start] & ((1 << CELL_BITS) - 1)
-    centre = showers.cell_position(geometry, cell)
-    pair_time = _arrival(particles, index, arc)[pair_shower] + pair_path / C_LIGHT
-    time = np.minimum.reduceat(pair_time, hit_start) if used else np.zeros(0)
-    keep = hit_energy > np.where(cell >> 31 == 1, detector.hcal_threshold, detector.ecal_threshold)
-    new_hit = np.cumsum(keep) - 1
-    kept = keep[hit_of_pair]
+    geometry = cells.geometry(detector)
+    energy = _deposited_energy(particles, flight, index)
+    index, energy = index[energy > MIN_SHOWER_ENERGY], energy[energy > MIN_SHOWER_ENERGY]
+    kind, time = _shower_kind(particles.pdg[index], particles.charge[index]), _arrival(particles, flight, index, arc)
+    found = showers.shower_deposits(geometry, rng, kind, particles.event[index], energy, time, position[index], direction[index])
+    num_hits, num_parts = found.used[:2]
+    key, hit_energy = found.hit_key[:num_hits], found.hit_energy[:num_hits]
+    system = (key & ((1 << cells.CELL_BITS) - 1)) >> 31
+    threshold = np.array([detector.ecal_threshold, detector.hcal_threshold, 0.0])[system]
+    kept = np.flatnonzero(hit_energy > threshold)
+    kept = kept[np.argsort(key[kept])]
+    new_hit = np.full(num_hits, -1, dtype=np.int64)
+    new_hit[kept] = np.arange(len(kept))
+    order, link_hit = _grouped(new_hit, found.part_hit[:num_parts], len(kept))
+    cell = key[kept] & ((1 << cells.CELL_BITS) - 1)
+    centre = cells.cell_position(geometry, cell)
     return Hits(
-        event=(hit_key[hit_start] >> CELL_BITS)[keep],
-        collection=(cell >> 30)[keep],
-        cell=cell[keep],
-        energy=hit_energy[keep],
-        time=(time - np.linalg.norm(centre, axis=1) / C_LIGHT)[keep],
-        position=centre[keep],
-        cluster=np.full(int(keep.sum()), -1, dtype=np.int64),
-        link_hit=new_hit[hit_of_pair[kept]],
-        link_particle=index[pair_shower[kept]],
-        link_energy=pair_energy[kept],
+        event=key[kept] >> cells.CELL_BITS,
+        collection=cells.cell_collection(cell),
+        cell=cell,
+        energy=hit_energy[kept],
+        time=found.hit_time[kept] - np.sqrt(np.einsum("ij,ij->i", centre, centre)) / C_LIGHT,
+        position=centre,
+        cluster=np.full(len(kept), -1, dtype=np.int64),
+        link_hit=link_hit,
+        link_particle=index[found.part_shower[order]],
+        link_energy=found.part_energy[order],
     )
+
+
+@compiled
+def _grouped(new_hit: IntArray, part_hit: IntArray, num_hits: int) -> tuple[IntArray, IntArray]:
+    """The parts of kept hits ordered by hit, and the hit of each."""
+    counts = np.zeros(num_hits + 1, dtype=np.int64)
+    for part in range(len(part_hit)):
+        counts[new_hit[part_hit[part]] + 1] += 1  # those of lost hits (-1) are counted at 0
+    counts[0] = 0
+    place = np.cumsum(counts)
+    order = np.empty(place[num_hits], dtype=np.int64)
+    hits = np.empty(place[num_hits], dtype=np.int64)
+    for part in range(len(part_hit)):
+        hit = new_hit[part_hit[part]]
+        if hit >= 0:
+            order[place[hit]] = part
+            hits[place[hit]] = hit
+            place[hit] += 1
+    return order, hits
 
 
 def _sums(group: IntArray, values: FloatArray, num_groups: int) -> FloatArray:
@@ -185,18 +216,23 @@ def _sums(group: IntArray, values: FloatArray, num_groups: int) -> FloatArray:
     return np.bincount(group, weights=values, minlength=num_groups).astype(np.float64)
 
 
-def _arrival(particles: Particles, index: IntArray, arc: FloatArray) -> FloatArray:
-    """Times (n,) at which particles enter the calorimeter, ns."""
-    momentum = np.linalg.norm(particles.momentum[index], axis=1)
-    pt = np.hypot(particles.momentum[index, 0], particles.momentum[index, 1])
-    return particles.time[index] + arc[index] * (momentum / pt) * particles.energy[index] / momentum / C_LIGHT
+def _arrival(particles: Particles, flight: Flight, index: IntArray, arc: FloatArray) -> FloatArray:
+    """Times (n,) at which particles enter the calorimeter, ns; `arc` is counted from the start of the last leg."""
+    momentum = np.linalg.norm(flight.momentum[index], axis=1)
+    pt = np.hypot(flight.momentum[index, 0], flight.momentum[index, 1])
+    return flight.time[index] + arc[index] * (momentum / pt) * _energy(particles, flight, index) / momentum / C_LIGHT
 
 
-def _clusters(hits: Hits, num_events: int, ecal_sections: int) -> tuple[Hits, Clusters]:
+def _clusters(hits: Hits, num_events: int, detector: DetectorModel) -> tuple[Hits, Clusters]:
     """The hits with their cluster numbers, and the clusters: energy sums and energy-weighted positions."""
-    bounds = np.searchsorted(hits.event, np.arange(num_events + 1))
-    layer = showers.cell_section(hits.cell) + np.where(hits.collection >= 2, ecal_sections, 0)
-    labels, counts = cluster_events(hits.position, hits.energy, layer, ecal_sections, bounds)
+    layer = cells.cell_section(hits.cell) + np.where(hits.collection >= 2, detector.ecal_sections, 0)
+    in_calorimeter = hits.collection < cells.MUON_COLLECTION
+    of_event = np.searchsorted(hits.event[in_calorimeter], np.arange(num_events + 1))
+    labels = np.full(len(hits.event), -1, dtype=np.int64)
+    labels[in_calorimeter], counts = cluster_events(
+        hits.position[in_calorimeter], hits.energy[in_calorimeter], layer[in_calorimeter], detector.ecal_sections, of_event
+    )
+    attach_chamber_hits(hits.position, hits.collection, labels, np.searchsorted(hits.event, np.arange(num_events + 1)))
     number = np.where(labels >= 0, labels + (np.cumsum(counts) - counts)[hits.event], -1)
     total = int(counts.sum())
     order = np.argsort(number, kind="stable")
@@ -212,3 +248,13 @@ def _clusters(hits: Hits, num_events: int, ecal_sections: int) -> tuple[Hits, Cl
         member=member,
     )
     return replace(hits, cluster=labels), clusters
+
+
+def _candidates(tracks: Tracks, hits: Hits, clusters: Clusters, detector: DetectorModel, num_events: int) -> Candidates:
+    """The particle-flow candidates of tracks and clusters."""
+    in_front = np.array([0, 0, detector.ecal_sections, detector.ecal_sections, detector.ecal_sections + detector.hcal_sections])
+    section = cells.cell_section(hits.cell) + in_front[hits.collection]
+    member = clusters.member
+    first = np.concatenate([[0], np.cumsum(clusters.num_hits)])
+    of_clusters = ClusterHits(first, hits.position[member], hits.energy[member], section[member])
+    return find_candidates(tracks, of_clusters, clusters.event, detector, num_events)

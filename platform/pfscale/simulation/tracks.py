@@ -1,9 +1,10 @@
 """Reconstructed tracks: acceptance, efficiency, and five helix parameters drawn from a full covariance.
 
-The covariance depends on momentum, angle and the radius of the innermost hit; its size and its correlations follow the precise
-tracks of the real CLD event (D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from the covariance at their true values; the
-one that is kept is that of the measured values for a hadron, as a fit would give it: it must not tell the truth, nor what is an electron.
-So pulls are 1 but for the curvature of electrons, whose momenta are worse than their errors say.
+The efficiency falls at low pt, at the edge of the acceptance and for particles made far from the beam. The covariance depends on
+momentum, angle and the radius of the innermost hit; its size and its correlations follow the precise tracks of the real CLD event
+(D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from the covariance at their true values; the one that is kept is that of the
+measured values for a hadron, as a fit would give it: it must not tell the truth, nor what is an electron. So pulls are 1 but for the
+curvature of electrons, whose momenta are worse than their errors say and too low where they have radiated.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, IntArray, Particles
 from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
+from pfscale.simulation.material import Flight
 
 MIN_HITS = 4
 MIN_PT = 0.1
-MAX_EFFICIENCY = 0.99
 ELECTRON_FACTOR = 1.25  # of the constant term of the momentum resolution
 # Correlations of (D0, phi, omega, Z0, tanLambda)
 CORRELATION = np.array(
@@ -34,7 +35,6 @@ CORRELATION = np.array(
 )
 LOWER_TRIANGLE = np.tril_indices(5)
 BETHE_SCALE = 3.9e-4  # GeV/mm, the minimum of the energy loss in silicon
-DEDX_ERROR = 0.10
 
 
 @dataclass(frozen=True)
@@ -53,40 +53,39 @@ class Tracks:
     num_hits: IntArray
     chi2: FloatArray
     ndf: IntArray
-    dedx: FloatArray
+    dedx: FloatArray  # GeV/mm; 0 with error 0: not measured
+    dedx_error: FloatArray
     confused_with: IntArray  # another particle that owns one of the hits, or -1
 
     def __len__(self) -> int:
         return len(self.event)
 
 
-def reconstruct_tracks(
-    particles: Particles, destroyed: IntArray, arc: FloatArray, detector: DetectorModel, rng: np.random.Generator
-) -> Tracks:
+def reconstruct_tracks(particles: Particles, flight: Flight, arc: FloatArray, detector: DetectorModel, rng: np.random.Generator) -> Tracks:
     """The tracks of all charged particles that the tracker sees. `arc`: transverse path to the calorimeter, -1: not reached."""
     pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
     eta = np.arcsinh(particles.momentum[:, 2] / np.maximum(pt, 1e-9))
-    decays_in_flight = (particles.status == 2) | (destroyed == 1)
+    decays_in_flight = (particles.status == 2) | flight.is_destroyed
     candidates = np.flatnonzero(
         (particles.charge != 0)
         & (pt > MIN_PT)
         & (np.abs(eta) < detector.track_eta_max)
         & (np.linalg.norm(particles.vertex, axis=1) < 1500.0)
     )
-    flight = np.linalg.norm(particles.endpoint - particles.vertex, axis=1)
-    candidates = candidates[~decays_in_flight[candidates] | (flight[candidates] > 30.0)]
+    length = np.linalg.norm(particles.endpoint - particles.vertex, axis=1)
+    candidates = candidates[~decays_in_flight[candidates] | (length[candidates] > 30.0)]
     true, arcs_to_origin = _at_origin(particles, candidates, detector.b_field)
     layers = np.array(detector.barrel_layers)
     disks = np.array(detector.disks)
-    stop = np.where(decays_in_flight, flight * pt / np.maximum(np.linalg.norm(particles.momentum, axis=1), 1e-9), 1e30)[candidates]
+    stop = np.where(decays_in_flight, length * pt / np.maximum(np.linalg.norm(particles.momentum, axis=1), 1e-9), 1e30)[candidates]
     num_hits, first_hit, first_arc = _hits(
         particles.vertex[candidates], true[:, 1] - true[:, 2] * arcs_to_origin, true[:, 2], true[:, 4], layers, disks, stop
     )
-    plateau = MAX_EFFICIENCY * (1.0 - np.exp(-((pt[candidates] / 0.12) ** 2)))
-    found = (num_hits >= MIN_HITS) & (rng.random(len(candidates)) < plateau)
+    found = (num_hits >= MIN_HITS) & (rng.random(len(candidates)) < _efficiency(particles, candidates, pt, eta, detector))
     keep = np.flatnonzero(found)
     radius = np.hypot(first_hit[:, 0], first_hit[:, 1])
-    measured = _measured(true[keep], radius[keep], np.abs(particles.pdg[candidates[keep]]) == 11, detector, rng)
+    is_electron = np.abs(particles.pdg[candidates[keep]]) == 11
+    measured = _measured(_as_seen(true[keep], flight, candidates[keep], detector), radius[keep], is_electron, detector, rng)
     # In the order of the particles, neighbours would be siblings and the first tracks those of the hard process.
     by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[candidates[keep]]))
     keep, measured = keep[by_pt], measured[by_pt]
@@ -95,6 +94,7 @@ def reconstruct_tracks(
     sigma = _resolutions(measured, radius[keep], 1.0, detector)
     covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
     ndf = 2 * num_hits - 5
+    dedx = _dedx(particles, index, detector.dedx_resolution, rng)
     position, phi_change = _at_calorimeter(arc[index], measured, arcs_to_origin[keep])
     return Tracks(
         event=particles.event[index],
@@ -109,9 +109,31 @@ def reconstruct_tracks(
         num_hits=num_hits,
         chi2=rng.chisquare(np.maximum(ndf, 1)),
         ndf=ndf,
-        dedx=_dedx(particles, index, rng),
+        dedx=dedx,
+        dedx_error=dedx * (detector.dedx_resolution or 0.0),
         confused_with=_confusion(particles.event[index], index, rng),
     )
+
+
+def _efficiency(particles: Particles, index: IntArray, pt: FloatArray, eta: FloatArray, detector: DetectorModel) -> FloatArray:
+    """Chance (n,) that the track of a charged particle with enough hits is found."""
+    low_pt = 1.0 - np.exp(-((pt[index] / detector.track_pt_turn_on) ** 2))
+    edge = 1.0 - np.exp(-(detector.track_eta_max - np.abs(eta[index])) / detector.track_eta_edge)
+    made_at = np.hypot(particles.vertex[index, 0], particles.vertex[index, 1])
+    displaced = 1.0 / (1.0 + (made_at / detector.track_displacement) ** 2)
+    return detector.track_efficiency * low_pt * edge * displaced
+
+
+def _as_seen(true: FloatArray, flight: Flight, index: IntArray, detector: DetectorModel) -> FloatArray:
+    """The helix parameters (n, 5) with the curvature that the tracker sees of particles that have radiated on their way through it.
+
+    It lies between that before and that after, by the radius where they did: a photon from the first layer is missing in the whole track.
+    """
+    radius = np.hypot(flight.vertex[index, 0], flight.vertex[index, 1])
+    before = np.clip(radius / detector.ecal_radius, 0.0, 1.0)
+    seen = true.copy()
+    seen[:, 2] /= 1.0 - flight.radiated[index] * (1.0 - before)
+    return seen
 
 
 def _at_origin(particles: Particles, index: IntArray, b_field: float) -> tuple[FloatArray, FloatArray]:
@@ -131,7 +153,7 @@ def _at_origin(particles: Particles, index: IntArray, b_field: float) -> tuple[F
     return np.stack([d0, phi0, omega, z - path * tan_lambda, tan_lambda], axis=1), path
 
 
-@njit(cache=True)
+@compiled
 def _hits(
     vertex: FloatArray, phi: FloatArray, omega: FloatArray, tan_lambda: FloatArray, layers: FloatArray, disks: FloatArray, stop: FloatArray
 ) -> tuple[IntArray, FloatArray, FloatArray]:
@@ -205,12 +227,14 @@ def _at_calorimeter(arc: FloatArray, measured: FloatArray, to_vertex: FloatArray
     return np.stack([x, y, z0 + length * tan_lambda], axis=1), -omega * length
 
 
-def _dedx(particles: Particles, index: IntArray, rng: np.random.Generator) -> FloatArray:
-    """A Bethe-like energy loss (GeV/mm) with a 10% spread."""
+def _dedx(particles: Particles, index: IntArray, resolution: float | None, rng: np.random.Generator) -> FloatArray:
+    """A Bethe-like energy loss (GeV/mm) with a relative spread of `resolution`; 0 where the detector does not measure it."""
+    if resolution is None:
+        return np.zeros(len(index))
     beta_gamma = np.linalg.norm(particles.momentum[index], axis=1) / np.maximum(particles.mass[index], 1e-4)
     beta2 = beta_gamma**2 / (1.0 + beta_gamma**2)
     loss = BETHE_SCALE * (1.0 + 0.08 * np.log1p(np.minimum(beta_gamma, 300.0) / 3.5)) / np.maximum(beta2, 0.02)
-    return loss * (1.0 + DEDX_ERROR * rng.standard_normal(len(index)))
+    return loss * (1.0 + resolution * rng.standard_normal(len(index)))
 
 
 def _confusion(event: IntArray, particle: IntArray, rng: np.random.Generator) -> IntArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import uproot
 
+from pfscale.edm4hep.layout import collection_id
 from pfscale.simulation.generator import FloatArray, IntArray
+from pfscale.simulation.particle_flow import Candidates
 from pfscale.simulation.response import Clusters, DetectorEvents, Hits
-from pfscale.simulation.tracks import DEDX_ERROR, Tracks
+from pfscale.simulation.tracks import Tracks
 
-HIT_COLLECTIONS = ("ECALBarrel", "ECALEndcap", "HCALBarrel", "HCALEndcap")
+HIT_COLLECTIONS = ("ECALBarrel", "ECALEndcap", "HCALBarrel", "HCALEndcap", "MUON")
 COLLECTIONS = (
     "EventHeader",
     "MCParticles",
@@ -27,24 +28,22 @@ COLLECTIONS = (
     *HIT_COLLECTIONS,
     "CalohitMCTruthLink",
     "PandoraClusters",
+    "RuleBasedPFOs",
 )
 TRACK_STATES = (1, 2, 4)  # edm4hep::TrackState: at the interaction point, the first hit, the calorimeter
+NUM_COVARIANCES = 21  # of a track state: lower triangle by row of D0, phi, omega, Z0, tanLambda, time
 COVARIANCE_BRANCH = "_SiTracks_Refitted_trackStates.covMatrix.values"
 Columns = dict[str, tuple[IntArray, npt.NDArray[Any]]]  # branch -> (objects per event, values)
-
-
-def collection_id(name: str) -> int:
-    """The 32-bit number that stands for collection `name` in ObjectIDs of built-in files."""
-    return zlib.crc32(name.encode())
 
 
 class EventFile:
     """A ROOT file that grows by batches of events; use as a context manager."""
 
-    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, str], *, file_format: str = "ttree") -> None:
         self._file = uproot.recreate(path, compression=uproot.LZ4(1))
         self._tree: Any = None
         self._metadata = dict(metadata)
+        self._is_ntuple = file_format == "rntuple"
 
     def __enter__(self) -> EventFile:
         return self
@@ -57,40 +56,73 @@ class EventFile:
     def extend(self, events: DetectorEvents, first_number: int, run_number: int) -> None:
         """Append a batch of events, numbered from `first_number`."""
         columns = event_columns(events, first_number, run_number)
+        if self._is_ntuple:
+            self._extend_ntuple("events", _records(columns))
+            return
         arrays = {name: _jagged(counts, values) for name, (counts, values) in columns.items()}
         if self._tree is None:
             types = {name: array.type.content for name, array in arrays.items()}
             self._tree = self._file.mktree("events", types, counter_name=_counter)
         self._tree.extend(arrays)
 
+    def _extend_ntuple(self, name: str, records: ak.Array) -> None:
+        if self._tree is None:
+            self._tree = self._file.mkrntuple(name, records.layout.form)
+        self._tree.extend(records)
+
     def _write_metadata(self) -> None:
-        names = {
-            "events___CollectionTypeInfo.name": ak.Array(list(COLLECTIONS)),
-            "events___CollectionTypeInfo.collectionID": np.array([collection_id(name) for name in COLLECTIONS], dtype=np.uint32),
-        }
-        pairs = {"key": ak.Array(list(self._metadata)), "value": ak.Array(list(self._metadata.values()))}
-        for tree_name, content in (("podio_metadata", names), ("pfscale_metadata", pairs)):
-            types = {k: v.dtype if isinstance(v, np.ndarray) else "string" for k, v in content.items()}
-            self._file.mktree(tree_name, types).extend(content)
+        head = "events___CollectionTypeInfo"
+        names = {"name": ak.Array(list(COLLECTIONS)), "collectionID": np.array([collection_id(c) for c in COLLECTIONS], dtype=np.uint32)}
+        if self._is_ntuple:
+            record = ak.zip({member: ak.Array([values]) for member, values in names.items()})
+            self._file.mkrntuple("podio_metadata", ak.zip({head: record}, depth_limit=1))
+        else:
+            self._write_tree("podio_metadata", {f"{head}.{member}": values for member, values in names.items()})
+        self._write_tree("pfscale_metadata", {"key": ak.Array(list(self._metadata)), "value": ak.Array(list(self._metadata.values()))})
 
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The `pfscale_metadata` of a built-in file; empty for any other file."""
-    with uproot.open(path) as file:
-        if "pfscale_metadata" not in file:
-            return {}
-        tree = file["pfscale_metadata"]
-        return dict(zip(tree["key"].array().tolist(), tree["value"].array().tolist(), strict=True))
+    def _write_tree(self, name: str, content: Mapping[str, Any]) -> None:
+        types = {key: values.dtype if isinstance(values, np.ndarray) else "string" for key, values in content.items()}
+        self._file.mktree(name, types).extend(content)
 
 
 def _counter(branch: str) -> str:
-    """One counter branch per collection, but the covariance has 21 numbers per track state."""
+    """One counter branch per collection, but the covariance has NUM_COVARIANCES numbers per track state."""
     return f"n{branch}" if branch == COVARIANCE_BRANCH else f"n{branch.split('.')[0]}"
 
 
 def _jagged(counts: IntArray, values: npt.NDArray[Any]) -> ak.Array:
+    return ak.Array(_listed(counts, ak.contents.NumpyArray(np.ascontiguousarray(values))))
+
+
+def _listed(counts: IntArray, content: ak.contents.Content) -> ak.contents.Content:
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), ak.contents.NumpyArray(np.ascontiguousarray(values))))
+    return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
+
+
+def _records(columns: Columns) -> ak.Array:
+    """The events as podio's nested records: `MCParticles.momentum.x` is the field x of the field momentum of a particle."""
+    heads: dict[str, dict[str, Any]] = {}
+    counts: dict[str, IntArray] = {}
+    for name, (per_event, values) in columns.items():
+        head, *path = name.split(".")
+        if name == COVARIANCE_BRANCH:
+            per_event, values = per_event // NUM_COVARIANCES, values.reshape(-1, NUM_COVARIANCES)
+        counts[head] = per_event
+        members = heads.setdefault(head, {})
+        for outer in path[:-1]:
+            members = members.setdefault(outer, {})
+        members[path[-1]] = values
+    return ak.Array(
+        ak.contents.RecordArray(
+            [_listed(counts[head], _record(members)) for head, members in heads.items()],
+            list(heads),
+        )
+    )
+
+
+def _record(members: Mapping[str, Any]) -> ak.contents.Content:
+    contents = [_record(part) if isinstance(part, dict) else ak.from_numpy(part, regulararray=True).layout for part in members.values()]
+    return ak.contents.RecordArray(contents, list(members))
 
 
 def event_columns(events: DetectorEvents, first_number: int, run_number: int) -> Columns:
@@ -106,7 +138,8 @@ def event_columns(events: DetectorEvents, first_number: int, run_number: int) ->
     first_particle = _first(events.particles.event, num)
     tracks = _track_columns(events.tracks, first_particle, num)
     calorimeter = _hit_columns(events.hits, first_particle, num) | _cluster_columns(events.clusters, events.hits, num)
-    return header | _particle_columns(events, first_particle) | tracks | calorimeter
+    candidates = _candidate_columns(events.candidates, events.tracks, events.clusters, num)
+    return header | _particle_columns(events, first_particle) | tracks | calorimeter | candidates
 
 
 def _count(event: IntArray, num_events: int) -> IntArray:
@@ -183,7 +216,7 @@ def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Column
     columns |= {
         "SiTracks_Refitted_dQdx.dQdx.type": (counts, np.zeros(len(tracks), dtype=np.int16)),
         "SiTracks_Refitted_dQdx.dQdx.value": (counts, _float(tracks.dedx)),
-        "SiTracks_Refitted_dQdx.dQdx.error": (counts, _float(tracks.dedx * DEDX_ERROR)),
+        "SiTracks_Refitted_dQdx.dQdx.error": (counts, _float(tracks.dedx_error)),
     }
     number = np.arange(len(tracks)) - _first(tracks.event, num)[tracks.event]
     columns |= _relation("_SiTracks_Refitted_dQdx_track", counts, number, collection_id("SiTracks_Refitted"))
@@ -220,7 +253,7 @@ def _track_state_columns(tracks: Tracks, counts: IntArray) -> Columns:
     def wrap(angle: FloatArray) -> FloatArray:
         return (angle + np.pi) % (2 * np.pi) - np.pi
 
-    covariance = np.zeros((num, len(TRACK_STATES), 21))
+    covariance = np.zeros((num, len(TRACK_STATES), NUM_COVARIANCES))
     covariance[:, :, :15] = tracks.covariance[:, None, :]
     reference = interleave(np.zeros((num, 3)), tracks.first_hit, end)
     columns: Columns = {
@@ -233,29 +266,32 @@ def _track_state_columns(tracks: Tracks, counts: IntArray) -> Columns:
         f"{name}.time": (counts, _float(interleave(zero, zero, zero))),
     }
     columns |= _vector(f"{name}.referencePoint", counts, reference, np.float32)
-    columns[COVARIANCE_BRANCH] = (counts * 21, _float(covariance.reshape(-1)))
+    columns[COVARIANCE_BRANCH] = (counts * NUM_COVARIANCES, _float(covariance.reshape(-1)))
     return columns
 
 
 def _number_in_collection(hits: Hits) -> IntArray:
     """Index (n,) of each hit within its collection and event; hits are ordered by both."""
     group = hits.event * len(HIT_COLLECTIONS) + hits.collection
-    return np.arange(len(group)) - np.searchsorted(group, group)
+    counts = np.bincount(group)
+    number: IntArray = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return number
 
 
 def _hit_columns(hits: Hits, first_particle: IntArray, num: int) -> Columns:
     columns: Columns = {}
+    energy, time, position = _float(hits.energy), _float(hits.time), _float(hits.position)
     for k, name in enumerate(HIT_COLLECTIONS):
-        chosen = hits.collection == k
+        chosen = np.flatnonzero(hits.collection == k)
         counts = _count(hits.event[chosen], num)
         columns |= {
             f"{name}.cellID": (counts, hits.cell[chosen].astype(np.uint64)),
-            f"{name}.energy": (counts, _float(hits.energy[chosen])),
-            f"{name}.energyError": (counts, np.zeros(int(chosen.sum()), dtype=np.float32)),
-            f"{name}.time": (counts, _float(hits.time[chosen])),
-            f"{name}.type": (counts, np.full(int(chosen.sum()), k, dtype=np.int32)),
+            f"{name}.energy": (counts, energy[chosen]),
+            f"{name}.energyError": (counts, np.zeros(len(chosen), dtype=np.float32)),
+            f"{name}.time": (counts, time[chosen]),
+            f"{name}.type": (counts, np.full(len(chosen), k, dtype=np.int32)),
         }
-        columns |= _vector(f"{name}.position", counts, hits.position[chosen], np.float32)
+        columns |= {f"{name}.position.{axis}": (counts, position[chosen, i]) for i, axis in enumerate("xyz")}
     event = hits.event[hits.link_hit]
     counts = _count(event, num)
     columns["CalohitMCTruthLink.weight"] = (counts, _float(hits.link_energy))
@@ -283,3 +319,23 @@ def _cluster_columns(clusters: Clusters, hits: Hits, num: int) -> Columns:
     columns |= _ranges("PandoraClusters.hits", counts, clusters.num_hits, clusters.event)
     member_counts = _count(hits.event[clusters.member], num)
     return columns | _hit_relation("_PandoraClusters_hits", member_counts, hits, clusters.member)
+
+
+def _candidate_columns(candidates: Candidates, tracks: Tracks, clusters: Clusters, num: int) -> Columns:
+    """The rule-based candidates, each with its tracks and clusters."""
+    name, counts = "RuleBasedPFOs", _count(candidates.event, num)
+    columns: Columns = {
+        f"{name}.PDG": (counts, candidates.pdg.astype(np.int32)),
+        f"{name}.charge": (counts, _float(candidates.charge)),
+        f"{name}.mass": (counts, _float(candidates.mass)),
+        f"{name}.energy": (counts, _float(candidates.energy)),
+    }
+    columns |= _vector(f"{name}.momentum", counts, candidates.momentum, np.float32)
+    for relation, (owner, index), event, collection in (
+        ("tracks", candidates.track_of, tracks.event, "SiTracks_Refitted"),
+        ("clusters", candidates.cluster_of, clusters.event, "PandoraClusters"),
+    ):
+        columns |= _ranges(f"{name}.{relation}", counts, np.bincount(owner, minlength=len(candidates)), candidates.event)
+        in_event = index - _first(event, num)[event[index]]
+        columns |= _relation(f"_{name}_{relation}", _count(candidates.event[owner], num), in_event, collection_id(collection))
+    return columns

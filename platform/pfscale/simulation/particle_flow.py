@@ -1,0 +1,271 @@
+"""Rule-based particle flow: candidates from tracks and clusters, with nothing but what was measured. The line that a model has to beat.
+
+1. A track goes on behind the calorimeter's face as a straight line, and enters the cluster with most hits on that line (association.py).
+2. Hits on the line all through the calorimeters and in the chambers, with little energy: a muon. An electromagnetic cluster of the track's
+   energy: an electron. All others are charged hadrons.
+3. Groups of tracks in one cluster take up fragments while energy and momentum agree better, or not much worse (association.py).
+4. A group with significantly more energy than momentum hides a neutral particle, which gets the difference, less what groups whose tracks
+   cross the cluster lack: a photon if the ECAL holds more than the tracks' hadrons explain, else a neutral hadron.
+5. Clusters of no group are photons if their shape is electromagnetic (shower_shapes.py), else neutral hadrons.
+
+Charged candidates have the momentum of their track; one that is measured worse than the energy of its group is averaged with it. Neutral
+ones have the energy of their cluster (hadrons with `association.HADRON_WEIGHTS`), along its middle. Neutral hadrons are called neutrons and
+have equal energy and momentum, as PandoraPFA writes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from particle.pdgid import literals as pid
+
+from pfscale.simulation.association import (
+    HADRON_WEIGHTS,
+    Groups,
+    Lines,
+    OnLine,
+    Rules,
+    count_bits,
+    entered_cluster,
+    hadronic_variance,
+    make_groups,
+    on_line,
+    rules,
+    take_fragments,
+)
+from pfscale.simulation.compiled import compiled
+from pfscale.simulation.detectors import DetectorModel
+from pfscale.simulation.generator import FloatArray, IntArray
+from pfscale.simulation.helix import CURVATURE, to_calorimeter
+from pfscale.simulation.shower_shapes import ClusterHits, Shapes, cluster_shapes
+from pfscale.simulation.tracks import Tracks
+
+PION, ELECTRON, MUON = int(pid.pi_plus), int(pid.e_minus), int(pid.mu_minus)
+PHOTON, NEUTRAL_HADRON = int(pid.gamma), int(pid.n)
+MASSES = {PION: 0.13957, ELECTRON: 0.000511, MUON: 0.10566, PHOTON: 0.0, NEUTRAL_HADRON: 0.93957}  # GeV
+EXCESS_SIGMA = 2.3  # energy over momentum that makes a neutral particle, in standard deviations ...
+LEAST_EXCESS = 0.5  # ... and in GeV
+HADRON_ECAL_SHARE = 0.4  # mean part of a charged hadron's energy in the ECAL
+PHOTON_EXCESS = 0.9  # part of an excess that must be in the ECAL to call it a photon
+MUON_DEPTH = 0.95  # least path to the last hit on the line, in the depth of the calorimeters
+MUON_HITS = 0.6  # least number of hits on the line, per section
+MUON_ENERGY = 2.5  # most energy on the line, in that of a minimum-ionising particle at normal incidence
+MUON_CHAMBERS = 2  # least hits in chambers on the line, where there are chambers ...
+LEAST_CHAMBERS = 3.5  # ... above this momentum, GeV, ...
+MUON_SECTIONS = 0.85  # ... and for lines with hits in at least this part of the HCAL's sections
+ELECTRON_SIGMA = 2.5  # most between energy and momentum
+ELECTRON_CORE = 0.7  # least core of its shower
+LEAST_ELECTRON = 0.5  # GeV
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Particle-flow candidates of several events, ordered by event, charged ones first, in the order of their tracks and clusters.
+
+    Every track is in one candidate; every cluster in one, and in a second one where a neutral particle was split off.
+    Units: GeV.
+
+    Attributes:
+        momentum: (P, 3).
+        track_of: pairs (2, R): candidate, track, both as indices into the flat arrays, ordered by candidate.
+        cluster_of: pairs (2, R): candidate, cluster, same.
+    """
+
+    event: IntArray
+    pdg: IntArray
+    charge: FloatArray
+    mass: FloatArray
+    energy: FloatArray
+    momentum: FloatArray
+    track_of: IntArray
+    cluster_of: IntArray
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+
+class Found(NamedTuple):
+    """What the compiled part finds: per track, per cluster, and per cluster from which a neutral particle was split."""
+
+    track_kind: IntArray  # (T,) PDG number without sign
+    track_momentum: FloatArray  # (T,) absolute value
+    cluster_track: IntArray  # (C,) the track that the cluster goes to, -1: none
+    cluster_kind: IntArray  # (C,) of free clusters
+    excess: FloatArray  # (C,) GeV, 0: none
+    excess_kind: IntArray  # (C,)
+
+
+def find_candidates(tracks: Tracks, hits: ClusterHits, cluster_event: IntArray, detector: DetectorModel, num_events: int) -> Candidates:
+    """The candidates of all events. `hits`: of the clusters, whose events are `cluster_event` (C,), in order."""
+    lines, momentum, charge = _lines(tracks, detector)
+    numbers = rules(detector)
+    shapes = cluster_shapes(hits, numbers.layers)
+    events = np.arange(num_events + 1)
+    of_tracks, of_clusters = np.searchsorted(tracks.event, events), np.searchsorted(cluster_event, events)
+    found = _all_events(numbers, lines, of_tracks, hits, shapes, of_clusters)
+    free = np.flatnonzero(found.cluster_track < 0)
+    split = np.flatnonzero(found.excess > 0.0)
+    as_hadron = HADRON_WEIGHTS[0] * shapes.ecal + HADRON_WEIGHTS[1] * (shapes.energy - shapes.ecal)
+    weighted = np.where(found.cluster_kind == PHOTON, shapes.energy, as_hadron)
+    neutral_energy = np.concatenate([weighted[free], found.excess[split]])
+    middle = shapes.centre[np.concatenate([free, split])]
+    direction = middle / np.maximum(np.sqrt((middle**2).sum(axis=1, keepdims=True)), 1e-12)
+    scale = found.track_momentum / lines.momentum
+    kind = np.concatenate([found.track_kind, found.cluster_kind[free], found.excess_kind[split]])
+    mass = np.array([MASSES[code] for code in kind.tolist()])
+    flat = np.concatenate([momentum * scale[:, None], direction * neutral_energy[:, None]])
+    energy = np.concatenate([np.hypot(found.track_momentum, mass[: len(tracks)]), neutral_energy])
+    event = np.concatenate([tracks.event, cluster_event[free], cluster_event[split]])
+    charges = np.concatenate([charge, np.zeros(len(free) + len(split))])
+    order = np.argsort(event, kind="stable")
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    of_neutral = number[len(tracks) :]
+    taken = np.flatnonzero(found.cluster_track >= 0)
+    cluster_pairs = np.stack(
+        [
+            np.concatenate([number[found.cluster_track[taken]], of_neutral]),
+            np.concatenate([taken, free, split]),
+        ]
+    )
+    is_lepton = (kind == ELECTRON) | (kind == MUON)
+    return Candidates(
+        event=event[order],
+        pdg=(kind * np.where(charges == 0, 1, np.where(is_lepton, -charges, charges)).astype(np.int64))[order],
+        charge=charges[order],
+        mass=mass[order],
+        energy=energy[order],
+        momentum=flat[order],
+        track_of=np.stack([number[: len(tracks)], np.arange(len(tracks))]),
+        cluster_of=cluster_pairs[:, np.lexsort(cluster_pairs[::-1])],
+    )
+
+
+def _lines(tracks: Tracks, detector: DetectorModel) -> tuple[Lines, FloatArray, FloatArray]:
+    """The measured helices behind the calorimeter's face, the momenta (T, 3) and charges (T,) at the origin."""
+    d0, phi, omega, z0, tan_lambda = tracks.parameters.T
+    pt = CURVATURE * detector.b_field / np.abs(omega)
+    momentum = np.stack([pt * np.cos(phi), pt * np.sin(phi), pt * tan_lambda], axis=1)
+    charge = np.sign(omega)
+    origin = np.stack([-d0 * np.sin(phi), d0 * np.cos(phi), z0], axis=1)
+    point, direction, arc, _ = to_calorimeter(origin, momentum, charge, detector.b_field, detector.ecal_radius, detector.ecal_z)
+    absolute = pt * np.hypot(1.0, tan_lambda)
+    sigma = absolute * np.sqrt(tracks.covariance[:, 5]) / np.abs(omega)  # the error of the angle does not count beside the curvature's
+    return Lines(arc >= 0, point, direction, absolute, sigma), momentum, charge
+
+
+@compiled
+def _all_events(rules: Rules, lines: Lines, of_tracks: IntArray, hits: ClusterHits, shapes: Shapes, of_clusters: IntArray) -> Found:
+    """What is found in events whose tracks and clusters begin at `of_tracks` and `of_clusters` (E + 1,)."""
+    num_tracks, num_clusters = len(lines.momentum), len(shapes.energy)
+    found = Found(
+        np.full(num_tracks, PION),
+        lines.momentum.copy(),
+        np.full(num_clusters, -1),
+        np.where(shapes.is_electromagnetic == 1, PHOTON, NEUTRAL_HADRON),
+        np.zeros(num_clusters),
+        np.full(num_clusters, NEUTRAL_HADRON),
+    )
+    for k in range(len(of_tracks) - 1):
+        _one_event(rules, lines, of_tracks[k], of_tracks[k + 1], hits, shapes, of_clusters[k], of_clusters[k + 1], found)
+    return found
+
+
+@compiled
+def _one_event(rules: Rules, lines: Lines, t0: int, t1: int, hits: ClusterHits, shapes: Shapes, c0: int, c1: int, found: Found) -> None:
+    """Fills `found` for the event with tracks t0:t1 and clusters c0:c1."""
+    entered = np.full(t1 - t0, -1)
+    expected, variance = np.empty(t1 - t0), np.empty(t1 - t0)
+    for t in range(t0, t1):
+        line = OnLine(0, 0, 0.0, 0.0)
+        if lines.reaches[t]:
+            entered[t - t0], line = entered_cluster(rules, lines, t, hits, shapes, c0, c1)
+        kind, expected[t - t0], variance[t - t0] = _identify(rules, lines, t, shapes, entered[t - t0], line)
+        found.track_kind[t] = kind
+    groups = make_groups(entered, expected, variance, shapes, c0, c1)
+    take_fragments(lines, t0, hits, shapes, c0, groups, rules)
+    leading = np.full(len(groups.found), -1)
+    members = np.zeros(len(groups.found), dtype=np.int64)
+    for t in range(t0, t1):
+        g = groups.of_track[t - t0]
+        members[g] += 1
+        if leading[g] < 0 or lines.momentum[t] > lines.momentum[leading[g]]:
+            leading[g] = t
+    for c in range(c1 - c0):
+        if groups.of_cluster[c] >= 0:
+            found.cluster_track[c0 + c] = leading[groups.of_cluster[c]]
+    for g in range(len(groups.found)):
+        if members[g] == 1 and groups.found[g] > 0.0:
+            _average(rules, lines, leading[g], g, groups, found)
+    for c in range(c1 - c0):
+        if members[c] > 0:
+            _split_excess(rules, lines, t0, hits, shapes, c0, c, groups, found)
+
+
+@compiled
+def _identify(rules: Rules, lines: Lines, t: int, shapes: Shapes, cluster: int, line: OnLine) -> tuple[int, float, float]:
+    """(PDG number of track `t`, energy that it should leave, its variance), from the cluster it enters and the hits on its line."""
+    momentum, error = lines.momentum[t], lines.sigma[t]
+    if _is_muon(rules, momentum, line):
+        return MUON, line.energy, hadronic_variance(rules, line.energy)
+    if cluster >= 0 and shapes.is_electromagnetic[cluster] and shapes.core[cluster] > ELECTRON_CORE and momentum > LEAST_ELECTRON:
+        variance = rules.em_stochastic**2 * momentum + (2.0 * rules.em_constant * momentum) ** 2 + error**2
+        if abs(shapes.energy[cluster] - momentum) < ELECTRON_SIGMA * np.sqrt(variance):
+            return ELECTRON, momentum, variance
+    return PION, momentum, hadronic_variance(rules, momentum) + error**2
+
+
+@compiled
+def _is_muon(rules: Rules, momentum: float, line: OnLine) -> bool:
+    """Whether the hits on a track's line are those of a muon: as deep as the calorimeters, many, in the chambers, with little energy.
+
+    Between barrel and endcaps a line leaves the sections of the one for those of the other and misses chambers: none are asked for there.
+    """
+    num_ecal, num_hcal = rules.layers.ecal, rules.layers.both - rules.layers.ecal
+    ionisation = rules.ecal_mip * num_ecal + rules.hcal_mip * num_hcal
+    is_deep = line.depth > MUON_DEPTH * rules.depth and line.number >= MUON_HITS * rules.layers.both
+    if not is_deep or line.energy > MUON_ENERGY * ionisation:
+        return False
+    in_hcal = count_bits((line.sections & ((1 << rules.layers.both) - 1)) >> num_ecal)
+    if not rules.has_chambers or momentum < LEAST_CHAMBERS or in_hcal < MUON_SECTIONS * num_hcal:
+        return True
+    return count_bits(line.sections >> rules.layers.both) >= MUON_CHAMBERS
+
+
+@compiled
+def _average(rules: Rules, lines: Lines, t: int, g: int, groups: Groups, found: Found) -> None:
+    """Replaces the momentum of a hadron's track by its mean with the energy of its group, where that is measured better."""
+    of_track, of_energy = lines.sigma[t] ** 2, hadronic_variance(rules, groups.found[g])
+    if found.track_kind[t] != PION or of_track < of_energy:
+        return
+    mean = (lines.momentum[t] * of_energy + groups.found[g] * of_track) / (of_energy + of_track)
+    found.track_momentum[t] = mean
+    groups.expected[g] = mean
+
+
+@compiled
+def _split_excess(
+    rules: Rules, lines: Lines, t0: int, hits: ClusterHits, shapes: Shapes, c0: int, c: int, groups: Groups, found: Found
+) -> None:
+    """Gives the cluster `c`, which tracks enter, a neutral particle if its group has too much energy."""
+    excess = groups.found[c] - groups.expected[c]
+    if excess < EXCESS_SIGMA * np.sqrt(groups.variance[c]) or excess < LEAST_EXCESS:
+        return
+    for k in range(len(groups.of_track)):
+        g = groups.of_track[k]
+        lacking = groups.expected[g] - groups.found[g]
+        if g == c or not lines.reaches[t0 + k] or lacking < EXCESS_SIGMA * np.sqrt(groups.variance[g]):
+            continue
+        if on_line(rules, lines, t0 + k, hits, shapes, c0 + c)[0].number:
+            moved = min(lacking, excess)
+            excess -= moved
+            groups.found[g] += moved
+            groups.found[c] -= moved
+    if excess < EXCESS_SIGMA * np.sqrt(groups.variance[c]) or excess < LEAST_EXCESS:
+        return
+    found.excess[c0 + c] = excess
+    unexplained = shapes.ecal[c0 + c] - HADRON_ECAL_SHARE * groups.expected[c]
+    if unexplained > PHOTON_EXCESS * excess:
+        found.excess_kind[c0 + c] = PHOTON

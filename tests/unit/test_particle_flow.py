@@ -19,8 +19,8 @@ from pfscale.simulation.detectors import DETECTORS, DetectorModel, MomentumResol
 from pfscale.simulation.generator import Particles
 from pfscale.simulation.helix import to_calorimeter
 from pfscale.simulation.particle_flow import Candidates, find_candidates
-from pfscale.simulation.realism import particle_gun, sample
 from pfscale.simulation.response import DetectorEvents, detector_response
+from pfscale.simulation.samples import particle_gun, sample
 from pfscale.simulation.shower_shapes import ClusterHits
 from pfscale.simulation.writer import EventFile
 

@@ -82,10 +82,10 @@ def test_muon_curvature_has_the_sign_of_its_charge_and_the_right_pt() -> None:
 @pytest.mark.parametrize("energy", [3.74, 9.98, 50.0])
 def test_photons_keep_their_energy(detector: str, energy: float) -> None:
     """Catches: a calibration lost by thresholds, cells or clustering; photons that shatter."""
-    mean, width, count = photon_response(DETECTORS[detector], energy, num_events=300)
-    assert mean == pytest.approx(1.0, abs=0.03)
-    assert width < 1.3 * np.hypot(0.156 / np.sqrt(energy), 0.01)
-    assert 0.95 < count < 1.15
+    photons = photon_response(DETECTORS[detector], energy, num_events=300)
+    assert photons.mean == pytest.approx(1.0, abs=0.03)
+    assert photons.width < 1.3 * np.hypot(0.156 / np.sqrt(energy), 0.01)
+    assert 0.95 < photons.clusters < 1.15
 
 
 def test_displaced_tracks_have_large_impact_parameters(ttbar) -> None:

@@ -13,7 +13,7 @@ from pfscale.edm4hep.detectors import Subdetector
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-AT_INTERACTION_POINT, AT_FIRST_HIT = 1, 2  # EDM4hep TrackState.location
+AT_INTERACTION_POINT, AT_FIRST_HIT, AT_CALORIMETER = 1, 2, 4  # EDM4hep TrackState.location
 PT_PER_RADIUS = 3e-4  # GeV per (tesla mm): the convention of the field's data sets, 0.07% above c
 MAX_ETA = 20.0  # stands for the beam axis, so that a momentum exactly along it stays finite
 MAY_BE_MISSING = ("dedx", "dedx_error", "radius_of_innermost_hit", "time")  # NaN in the shard; all else must be finite
@@ -22,9 +22,9 @@ MAY_BE_MISSING = ("dedx", "dedx_error", "radius_of_innermost_hit", "time")  # Na
 def track_features(chunk: EventChunk) -> dict[str, NDArray]:
     """Fields of the `track` column, (num_tracks,) each; `cov` (num_tracks, 15). Bad events are named in `chunk.problems`."""
     tracks, states, event = chunk.tracks, chunk.states, chunk.tracks.event
-    state = _state_at(chunk, AT_INTERACTION_POINT, or_only=True)
+    state = state_at(chunk, AT_INTERACTION_POINT, or_only=True)
     chunk.problems.add(event[state < 0], "a track has no state at the interaction point")
-    at = {name: _take(values, state) for name, values in states.columns.items()}
+    at = {name: take(values, state) for name, values in states.columns.items()}
     with np.errstate(divide="ignore"):
         pt = PT_PER_RADIUS * np.abs(chunk.detector.magnetic_field / at["omega"])
     dedx, dedx_error = tracks["dedx"].copy(), tracks["dedx_error"].copy()
@@ -102,7 +102,7 @@ def pseudorapidity(pt: Floats, pz: Floats) -> Floats:
     return np.clip(eta, -MAX_ETA, MAX_ETA)
 
 
-def _state_at(chunk: EventChunk, location: int, *, or_only: bool) -> Indices:
+def state_at(chunk: EventChunk, location: int, *, or_only: bool) -> Indices:
     """Row of each track's first state at `location`; with `or_only` its only state, where there is one; -1: none."""
     tracks, states = chunk.tracks, chunk.states
     begin, end = tracks["trackStates_begin"], tracks["trackStates_end"]
@@ -122,7 +122,7 @@ def _state_at(chunk: EventChunk, location: int, *, or_only: bool) -> Indices:
     return found
 
 
-def _take(values: NDArray, rows: Indices) -> NDArray:
+def take(values: NDArray, rows: Indices) -> NDArray:
     """values[rows], NaN where a row is -1."""
     taken = np.full((len(rows), *values.shape[1:]), np.nan)
     taken[rows >= 0] = values[rows[rows >= 0]]
@@ -131,8 +131,8 @@ def _take(values: NDArray, rows: Indices) -> NDArray:
 
 def _innermost_radius(chunk: EventChunk) -> Floats:
     """Transverse radius of the state at the first hit, else what the legacy layout stores on the track, else NaN."""
-    state = _state_at(chunk, AT_FIRST_HIT, or_only=False)
-    radius = np.hypot(_take(chunk.states["referencePoint_x"], state), _take(chunk.states["referencePoint_y"], state))
+    state = state_at(chunk, AT_FIRST_HIT, or_only=False)
+    radius = np.hypot(take(chunk.states["referencePoint_x"], state), take(chunk.states["referencePoint_y"], state))
     return np.where(state >= 0, radius, chunk.tracks["radius_of_innermost_hit"])
 
 

@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from pfscale.edm4hep.detectors import DETECTORS, Detector, find_detector
 from pfscale.edm4hep.layout import Kind, Relation
 from pfscale.edm4hep.reader import EventSource, References, Rows, open_source
 from pfscale.edm4hep.relations import Indices
-from pfscale.errors import InputFileError
+from pfscale.errors import PfscaleError
 
 ENERGY_TOLERANCE = 1e-3  # relative, of sums of 32-bit floats
 WEIGHT_TOLERANCE = 1e-3
@@ -301,18 +300,19 @@ class _Checker:
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> int:
-    """The exit code: 1 if any file has an error."""
+    """The exit code: 1 if any file has an error, or cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m pfscale.edm4hep.validate", description="checks the relations of EDM4hep files")
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("files", nargs="+")
     parser.add_argument("--detector", required=True, help=", ".join(DETECTORS))
     chosen = parser.parse_args(arguments)
     num_errors = 0
     for path in chosen.files:
         try:
+            detector = find_detector(chosen.detector)
             with open_source(path) as source:
-                result = validate(source, find_detector(chosen.detector))
-                say(f"{path}: {source.num_entries} entries, {result.num_references} references")
-        except InputFileError as error:
+                result = validate(source, detector)
+                say(f"{source.path}: {source.num_entries} entries, {result.num_references} references")
+        except PfscaleError as error:
             say(f"error: {error}")
             num_errors += 1
             continue

@@ -23,7 +23,7 @@ from pfscale.edm4hep.ancestry import descendant_pairs
 from pfscale.edm4hep.chunk import EventChunk, read_chunk, read_particles
 from pfscale.edm4hep.deposits import read_deposits
 from pfscale.edm4hep.detectors import DETECTORS, Detector, find_detector
-from pfscale.edm4hep.elements import pseudorapidity
+from pfscale.edm4hep.elements import AT_CALORIMETER, AT_INTERACTION_POINT, PT_PER_RADIUS, pseudorapidity, state_at, take
 from pfscale.edm4hep.reader import EventSource, open_source
 from pfscale.edm4hep.truth import Deposits, Particles, associate
 from pfscale.errors import InputFileError, PfscaleError
@@ -33,7 +33,6 @@ from pfscale.report.style import Drawn, new_figure, say_empty, styled
 from pfscale.simulation.detectors import DETECTORS as MODELS
 
 Indices = NDArray[np.int64]
-CURVATURE = 2.99792458e-4  # GeV / (tesla mm)
 NOBODY = "0.65"  # colour of what no visible particle made
 # told apart by most eyes; neighbours in energy get different ones
 COLOURS = (
@@ -90,19 +89,17 @@ def read_truth_view(source: EventSource, detector: Detector, entry: int) -> Trut
 
 def _view(chunk: EventChunk, particles: Particles, deposits: Deposits, visible: Indices, root: Indices) -> TruthView:
     states, tracks = chunk.states, chunk.tracks
-    first = np.array([_state(chunk, track, 1) for track in range(len(tracks))], np.int64).reshape(-1)
-    last = np.array([_state(chunk, track, 4) for track in range(len(tracks))], np.int64).reshape(-1)
-    end = np.stack([states[f"referencePoint_{axis}"][last] for axis in "xyz"], axis=1) if len(tracks) else np.zeros((0, 3))
-    end[last == first] = np.nan
-    parameters = np.stack([states[name][first] for name in ("D0", "phi", "omega", "Z0", "tanLambda")], axis=1)
+    start, end = (state_at(chunk, location, or_only=True) for location in (AT_INTERACTION_POINT, AT_CALORIMETER))
+    end = np.where(end == start, -1, end)  # a track with a single state does not say where it ends
+    parameters = np.stack([take(states[name], start) for name in ("D0", "phi", "omega", "Z0", "tanLambda")], axis=1)
     in_cluster = np.full(len(chunk.hit_event), -1, np.int64)
     in_cluster[chunk.hit_of_member] = chunk.cluster_of_member
     position = np.stack([chunk.hits[f"position_{axis}"] for axis in "xyz"], axis=1)
     cluster_particle = _largest(deposits.hit_cluster, root[deposits.hit_particle], deposits.hit_energy, len(chunk.clusters), len(visible))
     return TruthView(
         track_parameters=parameters,
-        track_pt=CURVATURE * chunk.detector.magnetic_field / np.abs(parameters[:, 2]),
-        track_end=end,
+        track_pt=PT_PER_RADIUS * chunk.detector.magnetic_field / np.abs(parameters[:, 2]),
+        track_end=np.stack([take(states[f"referencePoint_{axis}"], end) for axis in "xyz"], axis=1),
         track_particle=_largest(deposits.link_track, root[deposits.link_particle], deposits.link_weight, len(tracks), len(visible)),
         cluster_position=np.stack([chunk.clusters[f"position_{axis}"] for axis in "xyz"], axis=1),
         cluster_energy=chunk.clusters["energy"],
@@ -113,14 +110,6 @@ def _view(chunk: EventChunk, particles: Particles, deposits: Deposits, visible: 
         particle_charge=particles.charge[visible],
         particle_energy=particles.energy[visible],
     )
-
-
-def _state(chunk: EventChunk, track: int, location: int) -> int:
-    """Row of the track's state at a location, else of its first."""
-    begin, end = (int(chunk.tracks[f"trackStates_{side}"][track]) for side in ("begin", "end"))
-    rows = np.arange(begin, end)
-    found = rows[chunk.states["location"][rows] == location]
-    return int(found[0] if len(found) else rows[0])
 
 
 def _largest(element: Indices, particle: Indices, weight: Floats, num_elements: int, num_particles: int) -> Indices:

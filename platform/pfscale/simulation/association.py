@@ -6,7 +6,7 @@ then agrees better with its momentum, or not much worse: fragments of hadron sho
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, IntArray
 from pfscale.simulation.shower_shapes import INNER_SECTIONS, ClusterHits, Layers, Shapes, layers
 
+Energy = TypeVar("Energy", float, FloatArray)
 # Weights of the energies in ECAL and HCAL for hadrons, of all detectors: from single K0L of 2 to 50 GeV (calibration.py)
 HADRON_WEIGHTS = (1.03, 1.01)
 LEAST_SIGMA = 0.1  # GeV: of the energy of a hadron shower, for soft ones
@@ -94,9 +95,9 @@ class Groups(NamedTuple):
 
 
 @compiled
-def hadronic_energy(shapes: Shapes, c: int) -> float:
-    """The energy of cluster `c` as that of a hadron."""
-    return HADRON_WEIGHTS[0] * shapes.ecal[c] + HADRON_WEIGHTS[1] * (shapes.energy[c] - shapes.ecal[c])
+def hadronic_energy(ecal: Energy, total: Energy) -> Energy:
+    """The energy of clusters as those of hadrons, from what is in the ECAL and in all: one number or an array of them."""
+    return HADRON_WEIGHTS[0] * ecal + HADRON_WEIGHTS[1] * (total - ecal)
 
 
 @compiled
@@ -209,7 +210,7 @@ def make_groups(entered: IntArray, expected: FloatArray, variance: FloatArray, s
         groups.variance[g] += variance[t]
         if entered[t] >= 0:
             groups.of_cluster[g] = g
-            groups.found[g] = hadronic_energy(shapes, c0 + g)
+            groups.found[g] = hadronic_energy(shapes.ecal[c0 + g], shapes.energy[c0 + g])
     return groups
 
 
@@ -241,7 +242,7 @@ def take_fragments(lines: Lines, t0: int, hits: ClusterHits, shapes: Shapes, c0:
                 allowance += ELECTROMAGNETIC_ALLOWANCE
             sigma = np.sqrt(groups.variance[g])
             missing = groups.found[g] - groups.expected[g]
-            added = hadronic_energy(shapes, c0 + c)
+            added = hadronic_energy(shapes.ecal[c0 + c], shapes.energy[c0 + c])
             if cost((missing + added) / sigma) - cost(missing / sigma) < allowance:
                 groups.of_cluster[c] = g
                 groups.found[g] += added

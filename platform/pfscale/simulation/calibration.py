@@ -13,8 +13,8 @@ from particle import literals
 from pfscale.simulation.association import HADRON_WEIGHTS
 from pfscale.simulation.detectors import DETECTORS, DetectorModel
 from pfscale.simulation.generator import FloatArray
-from pfscale.simulation.realism import particle_gun
 from pfscale.simulation.response import detector_response
+from pfscale.simulation.samples import particle_gun
 
 ENERGIES = (2.0, 5.0, 10.0, 20.0, 50.0)  # GeV
 

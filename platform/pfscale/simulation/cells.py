@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from pfscale.simulation.compiled import compiled
+from pfscale.simulation.compiled import compiled, longer
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray
 
@@ -135,13 +134,6 @@ def empty_deposits(capacity: int) -> Deposits:
 
 
 @compiled
-def _longer(values: npt.NDArray[np.generic], length: int) -> npt.NDArray[np.generic]:
-    longer = np.empty(length, values.dtype)
-    longer[: len(values)] = values
-    return longer
-
-
-@compiled
 def with_room(old: Deposits, spots: int) -> Deposits:
     """The deposits with room for `spots` more, and a table that is at most half full then."""
     need = old.used[1] + spots
@@ -164,8 +156,8 @@ def with_room(old: Deposits, spots: int) -> Deposits:
     else:
         length = max(2 * len(old.part_hit), need)
     return Deposits(
-        _longer(old.hit_key, length), _longer(old.hit_energy, length), _longer(old.hit_time, length), _longer(old.hit_part, length),
-        _longer(old.part_hit, length), _longer(old.part_shower, length), _longer(old.part_energy, length), table, old.used,
+        longer(old.hit_key, length), longer(old.hit_energy, length), longer(old.hit_time, length), longer(old.hit_part, length),
+        longer(old.part_hit, length), longer(old.part_shower, length), longer(old.part_energy, length), table, old.used,
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from numba import config, njit
 
 MARK = "@compiled"
@@ -39,3 +41,11 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         return njit(cache=True, **options)(function)
     finally:
         config.CACHE_DIR = before
+
+
+@compiled
+def longer(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """A copy of a one-dimensional array with room for `length` values: what columns that grow are made of."""
+    copy = np.empty(length, values.dtype)
+    copy[: len(values)] = values
+    return copy

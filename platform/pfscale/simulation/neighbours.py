@@ -5,12 +5,12 @@ Points are numbered by cube, so that those of one cube lie side by side in memor
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pfscale.simulation.compiled import compiled
+from pfscale.simulation.compiled import compiled, longer
 from pfscale.simulation.generator import FloatArray, IntArray
 
 ShortArray = npt.NDArray[np.int32]
@@ -118,7 +118,7 @@ def close_pairs(xyz: FloatArray, chosen: IntArray, is_wanted: IntArray, radius: 
             end = starts[other + 1]
             if count + (starts[c + 1] - starts[c]) * (end - starts[other]) > room:
                 room = 2 * room + (starts[c + 1] - starts[c]) * (end - starts[other])
-                first, second, distance = _longer(first, room), _longer(second, room), _longer(distance, room)
+                first, second, distance = longer(first, room), longer(second, room), longer(distance, room)
             for a in range(starts[c], starts[c + 1]):
                 for b in range(a + 1 if other == c else starts[other], end):
                     d2 = (x[a] - x[b]) ** 2 + (y[a] - y[b]) ** 2 + (z[a] - z[b]) ** 2
@@ -126,13 +126,6 @@ def close_pairs(xyz: FloatArray, chosen: IntArray, is_wanted: IntArray, radius: 
                     first[count], second[count], distance[count] = point[a], point[b], d2
                     count += (d2 < square) & (wanted[a] + wanted[b] > 0)
     return first[:count], second[:count], distance[:count]
-
-
-@compiled
-def _longer(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    longer = np.empty(length, values.dtype)
-    longer[: len(values)] = values
-    return longer
 
 
 @compiled

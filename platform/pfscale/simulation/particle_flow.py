@@ -22,13 +22,13 @@ import numpy as np
 from particle.pdgid import literals as pid
 
 from pfscale.simulation.association import (
-    HADRON_WEIGHTS,
     Groups,
     Lines,
     OnLine,
     Rules,
     count_bits,
     entered_cluster,
+    hadronic_energy,
     hadronic_variance,
     make_groups,
     on_line,
@@ -39,12 +39,13 @@ from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, IntArray
 from pfscale.simulation.helix import CURVATURE, to_calorimeter
+from pfscale.simulation.material import MASS_ELECTRON, MASS_NEUTRON, MASS_PION
 from pfscale.simulation.shower_shapes import ClusterHits, Shapes, cluster_shapes
 from pfscale.simulation.tracks import Tracks
 
 PION, ELECTRON, MUON = int(pid.pi_plus), int(pid.e_minus), int(pid.mu_minus)
 PHOTON, NEUTRAL_HADRON = int(pid.gamma), int(pid.n)
-MASSES = {PION: 0.13957, ELECTRON: 0.000511, MUON: 0.10566, PHOTON: 0.0, NEUTRAL_HADRON: 0.93957}  # GeV
+MASSES = {PION: MASS_PION, ELECTRON: MASS_ELECTRON, MUON: 0.10566, PHOTON: 0.0, NEUTRAL_HADRON: MASS_NEUTRON}  # GeV
 EXCESS_SIGMA = 2.3  # energy over momentum that makes a neutral particle, in standard deviations ...
 LEAST_EXCESS = 0.5  # ... and in GeV
 HADRON_ECAL_SHARE = 0.4  # mean part of a charged hadron's energy in the ECAL
@@ -107,8 +108,7 @@ def find_candidates(tracks: Tracks, hits: ClusterHits, cluster_event: IntArray, 
     found = _all_events(numbers, lines, of_tracks, hits, shapes, of_clusters)
     free = np.flatnonzero(found.cluster_track < 0)
     split = np.flatnonzero(found.excess > 0.0)
-    as_hadron = HADRON_WEIGHTS[0] * shapes.ecal + HADRON_WEIGHTS[1] * (shapes.energy - shapes.ecal)
-    weighted = np.where(found.cluster_kind == PHOTON, shapes.energy, as_hadron)
+    weighted = np.where(found.cluster_kind == PHOTON, shapes.energy, hadronic_energy(shapes.ecal, shapes.energy))
     neutral_energy = np.concatenate([weighted[free], found.excess[split]])
     middle = shapes.centre[np.concatenate([free, split])]
     direction = middle / np.maximum(np.sqrt((middle**2).sum(axis=1, keepdims=True)), 1e-12)

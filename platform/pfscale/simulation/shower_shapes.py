@@ -58,7 +58,7 @@ class Shapes(NamedTuple):
 def layers(detector: DetectorModel) -> Layers:
     """The sections of `detector`."""
     total = detector.ecal_sections + detector.hcal_sections
-    assert total < MAX_SECTIONS, "more sections than a bit mask holds"
+    assert total + detector.muon_layers <= MAX_SECTIONS, "more sections and chambers than a bit mask holds"
     return Layers(detector.ecal_sections, total)
 
 

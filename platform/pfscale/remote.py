@@ -114,6 +114,26 @@ def read_remote(filesystem: Any, path: str) -> bytes:
         return bytes(file.read())
 
 
+def read_start(url: str, size: int) -> bytes:
+    """The first `size` bytes of a remote file.
+
+    Raises:
+        InputFileError: it is not there, or the answer is none of these errors.
+        ResourceError: it cannot be reached or may not be read, or the server sends whole files only: all reading would be wrong then,
+            because what fsspec hands on as a part is the beginning of the file.
+    """
+    filesystem, path = remote_filesystem(url)
+    try:
+        start = bytes(filesystem.cat_file(path, start=0, end=size))
+    except Exception as error:  # every file system has its own types
+        told = remote_error(url, error)
+        raise told or InputFileError(f"cannot be read ({_text(error)})", where=without_secrets(url)) from error
+    if len(start) > size:
+        hint = "copy the file here first, or use a server that knows ranges: they are what remote ROOT files are read by"
+        raise ResourceError("the server sends whole files only, no byte ranges", where=without_secrets(url), hint=hint)
+    return start
+
+
 def remote_error(address: str, error: BaseException) -> PfscaleError | None:
     """Our own error for what `error`, raised at a remote address, says of the network, the credentials or a missing file.
 

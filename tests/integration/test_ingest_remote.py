@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -13,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fsspec
 import numpy as np
@@ -269,6 +271,22 @@ def test_https_by_ranges(tmp_path: Path) -> None:
     assert "secret" not in (tmp_path / "out" / MANIFEST_FILE).read_text()
     assert Ranges.whole == 0
     assert Ranges.sent < len(Ranges.data)
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_server_without_ranges(tmp_path: Path) -> None:
+    """Catches a good file that is called damaged, or read wrongly, because its server answers every question with all of it."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(CLD, tmp_path / "in")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "in"))
+    with patch.object(SimpleHTTPRequestHandler, "log_message"), ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(ResourceError, match="no byte ranges"):
+                ingest([f"http://127.0.0.1:{server.server_address[1]}/{CLD.name}"], detector="cld", output=tmp_path / "out")
+        finally:
+            server.shutdown()
+    assert not (tmp_path / "out").exists()
 
 
 # --- XRootD

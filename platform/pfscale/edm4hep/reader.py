@@ -20,9 +20,10 @@ from pfscale.edm4hep.branches import Branches
 from pfscale.edm4hep.detectors import DETECTORS, detectors_of
 from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation, collection_id, is_numbered
 from pfscale.errors import InputFileError, PfscaleError, closest
-from pfscale.remote import is_remote, local_path, remote_error, without_secrets
+from pfscale.remote import is_remote, local_path, read_start, remote_error, without_secrets
 
 OWN_METADATA = "pfscale_metadata"  # tree of key, value strings that the built-in source writes
+MAGIC = b"root"  # how every ROOT file begins
 OLD_RNTUPLE = "ROOT::Experimental::RNTuple"
 Indices = NDArray[np.int64]
 
@@ -254,11 +255,13 @@ def _open_root(where: str) -> Any:
             raise InputFileError("the file is empty (0 bytes)", where=where, hint="produce or copy it again")
         try:
             with local.open("rb") as raw:
-                is_root = raw.read(4) == b"root"
+                is_root = raw.read(len(MAGIC)) == MAGIC
         except OSError as error:
             raise InputFileError(f"cannot be read ({error.strerror})", where=where) from None
         if not is_root:
-            raise InputFileError("not a ROOT file", where=where, hint="pfscale reads EDM4hep ROOT files")
+            raise _not_root(where)
+    elif read_start(where, len(MAGIC)) != MAGIC:
+        raise _not_root(without_secrets(where))
     try:
         # No array cache: every branch is read once, and a worker's memory must not grow with the file; nor a memory map, whose pages count
         # as the worker's memory. Local files are read in the calling thread: handing baskets to another costs as much as reading them.
@@ -266,6 +269,11 @@ def _open_root(where: str) -> Any:
         return uproot.open({where: None}, array_cache=None, **options)  # a plain string may be cut at a colon in a folder's name
     except Exception as error:  # depends on the transport and on where the file is cut
         raise _damaged(where, error) from error
+
+
+def _not_root(where: str) -> InputFileError:
+    hint = "pfscale reads EDM4hep ROOT files; a list of them ends in .txt or .list"
+    return InputFileError("not a ROOT file", where=where, hint=hint)
 
 
 def _damaged(where: str, error: Exception) -> PfscaleError:

@@ -6,6 +6,7 @@ A rerun goes on where the last one was ended, whatever ended it: complete shards
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,18 +17,19 @@ import numpy as np
 from pfscale.edm4hep.detectors import Detector, find_detector
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
 from pfscale.ray_cluster import ray_cluster
+from pfscale.remote import without_secrets
 from pfscale.shards.events import EXTRACTION_VERSION
 from pfscale.shards.lock import Claim, claimed
 from pfscale.shards.manifest import NO_VISIBLE_PARTICLE, Manifest, QuarantinedSource, write_manifest
 from pfscale.shards.request import Request, find_finished, forget_request, known_sources, make_request, note_request
-from pfscale.shards.sources import Source, examine, expand_sources, quarantine, recall
+from pfscale.shards.sources import Source, as_asked, examine, expand_sources, quarantine, recall
 from pfscale.shards.storage import Folder, open_folder
 from pfscale.shards.tally import Tally, common_simulation
 from pfscale.shards.workers import count_workers, map_unordered
 from pfscale.shards.writer import Outcome, Unit, make_units, write_or_tell
 
 SIMULATIONS = ("builtin", "geant4", "fast")
-FILES_EXAMINED_HERE = 8  # more are opened by the workers
+SECONDS_EXAMINING_HERE = 1.0  # then Ray's workers share what is left: a file of full simulation takes 0.4 s to open
 
 
 def ingest(
@@ -49,7 +51,8 @@ def ingest(
         sources: paths, globs and URLs of EDM4hep ROOT files, and .txt or .list files that list them.
         detector: entry of the detector table, which says what to read.
         output: a folder, or the URL of one (s3://bucket/folder).
-        process, simulation: recorded in the manifest; empty: what the files say of themselves, else the detector's usual.
+        process, simulation: recorded in the manifest where the files do not say; a file that says otherwise is bad. Empty: what the
+            files say, else no process and the detector's usual simulation.
         num_workers: files read at the same time; 0 or None: as many as the cluster has CPUs.
         rows_per_shard, rows_per_group: entries per file and events per Parquet row group.
         strict: raise at the first bad file, or the first event that cannot be used, instead of setting it aside in the manifest; an event
@@ -78,10 +81,8 @@ def ingest(
         stack.push(functools.partial(_tidy_after_error, folder))  # runs when a Ray that was started below has ended
         recalled = recall(paths, known_sources(folder, table_entry.name))
         new = [path for path in paths if path not in recalled]
-        if len(new) > FILES_EXAMINED_HERE:
-            stack.enter_context(ray_cluster())
-        found = recalled | dict(zip(new, _examine(new, table_entry, num_workers), strict=True))  # bad files are told of before Ray starts
-        examined = [found[path] for path in paths]
+        found = recalled | dict(zip(new, _examine(new, table_entry, num_workers, stack), strict=True))
+        examined = [as_asked(found[path], process=process, simulation=simulation or "") for path in paths]
         request = make_request(examined, **settings)
         finished = find_finished(folder, request)
         good, bad = _sort_out(examined, strict=strict)
@@ -102,14 +103,23 @@ def _tidy_after_error(folder: Folder, kind: type[BaseException] | None, *_: obje
             folder.clear_unfinished()
 
 
-def _examine(paths: Sequence[str], detector: Detector, num_workers: int | None) -> list[Source | QuarantinedSource]:
-    """What every file holds, or why it cannot be used, in the order of the paths; by Ray's workers where there are many."""
-    if len(paths) <= FILES_EXAMINED_HERE:
-        return [examine(path, detector) for path in paths]
+def _examine(paths: Sequence[str], detector: Detector, num_workers: int | None, stack: ExitStack) -> list[Source | QuarantinedSource]:
+    """What every file holds, or why it cannot be used, in the order of the paths.
+
+    Few bad files are told of before Ray starts; where it takes longer, the workers of a Ray that `stack` keeps do the rest.
+    """
+    here: list[Source | QuarantinedSource] = []
+    started = time.monotonic()
+    while len(here) < len(paths) and time.monotonic() - started < SECONDS_EXAMINING_HERE:
+        here.append(examine(paths[len(here)], detector))
+    rest = paths[len(here) :]
+    if not rest:
+        return here
+    stack.enter_context(ray_cluster())
     workers, cpus_each = count_workers(num_workers)
     task = functools.partial(examine, detector=detector)
-    results = dict(map_unordered(paths, task, on_death=_examined_to_death, workers=workers, cpus_each=cpus_each))
-    return [results[number] for number in range(len(paths))]
+    results = dict(map_unordered(rest, task, on_death=_examined_to_death, workers=workers, cpus_each=cpus_each))
+    return [*here, *(results[number] for number in range(len(rest)))]
 
 
 def _examined_to_death(path: str) -> QuarantinedSource:
@@ -118,7 +128,7 @@ def _examined_to_death(path: str) -> QuarantinedSource:
 
 def _deadly(path: str) -> InputFileError:
     hint = "is it damaged, or an event too large for the memory? fewer --workers leave more of it to each"
-    return InputFileError("every process that read the file died", where=path, hint=hint)
+    return InputFileError("every process that read the file died", where=without_secrets(path), hint=hint)
 
 
 def _make(
@@ -136,7 +146,7 @@ def _make(
     """The manifest, written when every shard is there."""
     _refuse_same_contents(good)
     if not request.settings["simulation"]:
-        common_simulation(good)
+        common_simulation(good, detector)
     workers, cpus_each = count_workers(num_workers)
     note_request(folder, request, good)
     sizes = {name: request.settings[name] for name in ("rows_per_shard", "rows_per_group")}
@@ -195,7 +205,7 @@ def _raise_bad(bad: Sequence[QuarantinedSource], num_sources: int) -> None:
     if len(bad) > 1:
         others = f"{len(bad)} of {num_sources} files are bad; this is the first"
         hint = f"{hint} ({others})" if hint else others
-    raise InputFileError(first.reason, where=first.path, hint=hint)
+    raise InputFileError(first.reason, where=without_secrets(first.path), hint=hint)
 
 
 def _require_no_bad_event(dropped: Any, *, strict: bool) -> None:
@@ -207,7 +217,7 @@ def _require_no_bad_event(dropped: Any, *, strict: bool) -> None:
     for path, entry, reason in dropped if strict else ():
         if reason != NO_VISIBLE_PARTICLE:
             hint = "without --strict such events are left out and listed in the manifest"
-            raise InputFileError(f"event {entry} cannot be used: {reason}", where=path, hint=hint)
+            raise InputFileError(f"event {entry} cannot be used: {reason}", where=without_secrets(path), hint=hint)
 
 
 def _remove_shards_set_aside(tally: Tally, folder: Folder) -> None:
@@ -227,8 +237,9 @@ def _refuse_same_contents(good: Sequence[Source]) -> None:
     for source in good:
         other = known.setdefault(source.digest, source.path)
         if other != source.path:
-            hint = "leave one of them out; under two names its events would be in two splits"
-            raise InputFileError("the same file is there twice", where=f"{other} and {source.path}", hint=hint)
+            where = f"{without_secrets(other)} and {without_secrets(source.path)}"
+            hint = "leave one of them out: its events would count twice, perhaps in two splits"
+            raise InputFileError("the same file is there twice", where=where, hint=hint)
 
 
 def _refuse_duplicates(units: Sequence[Unit], folder: Folder) -> None:
@@ -260,6 +271,6 @@ def _read_uids(folder: Folder, unit: Unit) -> np.ndarray:
 def _twice(num_events: int, paths: Sequence[str]) -> InputFileError:
     return InputFileError(
         f"{num_events} event(s) are there more than once: same file name, entry, run and number",
-        where=" and ".join(dict.fromkeys(paths)),
+        where=" and ".join(dict.fromkeys(map(without_secrets, paths))),
         hint="leave one of the files out, or rename files that hold different events; then use another --output, or empty this one",
     )

@@ -31,7 +31,13 @@ class _Record(BaseModel):
 
 
 class SourceRecord(_Record):
-    """A file that the shards were made from. `digest`: BLAKE2b of the whole file, or of its ends where it is large or remote."""
+    """A file that the shards were made from.
+
+    Attributes:
+        digest: BLAKE2b of the whole file, or of its ends where it is large or remote.
+        detector, process, simulation: what the file says of itself; empty: nothing.
+        detector_verified: whether the file says its detector, or has tracks enough to show it; None: made before this was noted.
+    """
 
     path: str
     name: str
@@ -40,9 +46,11 @@ class SourceRecord(_Record):
     num_entries: int
     num_events: int = 0
     generation: str = ""
+    detector: str = ""
     process: str = ""
     simulation: str = ""
     has_baseline: bool = False
+    detector_verified: bool | None = None
 
 
 class QuarantinedSource(_Record):
@@ -107,6 +115,11 @@ class Manifest(_Record):
     quarantined: tuple[QuarantinedSource, ...] = ()
     dropped: tuple[DroppedRecord, ...] = ()
     shards: tuple[ShardRecord, ...]
+
+    @property
+    def unverified(self) -> list[SourceRecord]:
+        """Sources that neither say of which detector they are nor have tracks enough to show it."""
+        return [source for source in self.sources if source.detector_verified is False]
 
     @property
     def bad_events(self) -> dict[str, list[DroppedRecord]]:

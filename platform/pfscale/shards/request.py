@@ -137,6 +137,10 @@ def _differences(held: Request, asked: Request, extraction_version: int) -> list
     absent = [name for name in held.digests if name not in asked.digests and name not in asked.bad]
     if absent:
         found.append((f"{_listed(absent)} {'is' if len(absent) == 1 else 'are'} not among the files given", elsewhere))
+    left_out = [name for name in held.bad if name not in asked.bad and name not in asked.digests]
+    if left_out:
+        what = f"{_listed(left_out)}, which had been set aside, {'is' if len(left_out) == 1 else 'are'} not among the files given"
+        found.append((what, f"name {'it' if len(left_out) == 1 else 'them'} again, or {elsewhere}"))
     mended = [name for name in held.bad if name in asked.digests and name not in held.digests]
     if mended:
         found.append((f"{_listed(mended)} had been set aside and can be used now", elsewhere))

@@ -13,7 +13,7 @@ from pfscale.edm4hep.candidates import baseline_collection
 from pfscale.edm4hep.detectors import Detector
 from pfscale.edm4hep.reader import EventSource, open_source
 from pfscale.errors import InputFileError, PfscaleError
-from pfscale.remote import base_name, is_remote, local_path, read_remote, remote_error, remote_filesystem
+from pfscale.remote import base_name, is_remote, local_path, read_remote, remote_error, remote_filesystem, without_secrets
 from pfscale.shards.manifest import QuarantinedSource
 
 LISTS = (".txt", ".list")  # files with one path, glob or URL per line
@@ -31,6 +31,7 @@ class Source:
         name: base name, part of its events' identity.
         digest: identifies the contents.
         version: changes whenever the file is written to, and costs next to nothing to look up.
+        detector, process, simulation: what the file says of itself; empty: nothing.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Source:
     version: str
     num_entries: int
     generation: str
+    detector: str
     process: str
     simulation: str
     has_baseline: bool
@@ -51,7 +53,8 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     A list is a `.txt` or `.list` file with one path, glob or URL per line, relative to the working directory; `#` starts a comment.
 
     Raises:
-        InputFileError: a glob without matches, a list that cannot be read, or nothing given; in lists with file:line.
+        InputFileError: a glob without matches, a list that cannot be read, or nothing given; in lists with file:line. Files that are not
+            there are found out when they are examined, wherever they are named.
         ResourceError: a remote glob at a place that cannot be reached or listed.
     """
     paths = [path for source in sources for path in _expand(local_path(source))]
@@ -76,7 +79,7 @@ def _lines(path: str) -> Iterator[tuple[str, str]]:
         else:
             text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputFileError("no such list of files", where=path) from None
+        raise InputFileError("no such list of files", where=without_secrets(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     found = False
@@ -84,20 +87,20 @@ def _lines(path: str) -> Iterator[tuple[str, str]]:
         entry = "" if line.lstrip().startswith("#") else line.partition(" #")[0].strip()
         if not entry:
             continue
-        found, where = True, f"{path}:{number}"
+        found, where = True, f"{without_secrets(path)}:{number}"
         entry = local_path(entry)
         if base_name(entry).lower().endswith(LISTS):
             raise InputFileError("a list cannot name another list", where=where, hint="give both lists on the command line")
-        if not is_remote(entry) and not glob.has_magic(entry) and not Path(entry).exists():
-            raise InputFileError(f"no such file: {entry}", where=where, hint=f"paths are relative to the working directory, {Path.cwd()}")
         yield entry, where
     if not found:
-        raise InputFileError("the list names no files", where=path, hint="one path, glob or URL per line; # starts a comment")
+        raise InputFileError(
+            "the list names no files", where=without_secrets(path), hint="one path, glob or URL per line; # starts a comment"
+        )
 
 
 def _unreadable(path: str, error: Exception) -> PfscaleError:
     ours = remote_error(path, error) if is_remote(path) else None
-    return ours or InputFileError(f"cannot read the list of files ({str(error).splitlines()[0]})", where=path)
+    return ours or InputFileError(f"cannot read the list of files ({str(error).splitlines()[0]})", where=without_secrets(path))
 
 
 def _matches(source: str, *, where: str | None) -> list[str]:
@@ -111,8 +114,8 @@ def _matches(source: str, *, where: str | None) -> list[str]:
     else:
         found = sorted(glob.glob(source, recursive=True))
     if not found:
-        what = f"no file matches {source}" if where else "no file matches"
-        raise InputFileError(what, where=where or source, hint="quote globs, or check the folder")
+        what = f"no file matches {without_secrets(source)}" if where else "no file matches"
+        raise InputFileError(what, where=where or without_secrets(source), hint="quote globs, or check the folder")
     return found
 
 
@@ -129,7 +132,7 @@ def _remote_matches(url: str) -> list[str]:
     except FileNotFoundError:
         return []
     except Exception as error:  # every file system has its own types
-        raise remote_error(url, error) or InputFileError(f"cannot list it ({error})", where=url) from error
+        raise remote_error(url, error) or InputFileError(f"cannot list it ({error})", where=without_secrets(url)) from error
 
 
 def recall(paths: Sequence[str], known: Mapping[tuple[str, str], Source]) -> dict[str, Source]:
@@ -175,8 +178,7 @@ def examine(path: str, detector: Detector) -> Source | QuarantinedSource:
                 version=version,
                 num_entries=source.num_entries,
                 generation=source.generation.name,
-                process=source.metadata.get("process", ""),
-                simulation=source.metadata.get("simulation", detector.simulation),
+                **{key: source.metadata.get(key, "") for key in ("detector", "process", "simulation")},
                 has_baseline=baseline_collection(source, detector) is not None,
             )
     except InputFileError as error:
@@ -211,6 +213,16 @@ def require_detector(source: EventSource, detector: Detector) -> None:
         )
 
 
+def as_asked(source: Source | QuarantinedSource, *, process: str, simulation: str) -> Source | QuarantinedSource:
+    """The source, set aside if what it says of itself contradicts what an ingest was asked to record."""
+    for what, asked in (("process", process), ("simulation", simulation)):
+        said = "" if isinstance(source, QuarantinedSource) else getattr(source, what)
+        if said and asked and said != asked:
+            hint = f"leave --{what} out, which is for files that do not say"
+            return quarantine(source.path, InputFileError(f"the file says that its {what} is '{said}', not '{asked}'", hint=hint))
+    return source
+
+
 def require_unchanged(path: str, *, version: str, digest: str) -> None:
     """Checks that a file still has the contents that it had when it was examined.
 
@@ -222,8 +234,11 @@ def require_unchanged(path: str, *, version: str, digest: str) -> None:
         if (version and file_version(path) == version) or file_digest(path)[1] == digest:
             return
     except (InputFileError, FileNotFoundError):
-        raise InputFileError("the file was deleted while it was read", where=path, hint="ingest it again into a new folder") from None
-    raise InputFileError("the file has changed while it was read", where=path, hint="ingest it again into a new folder when it is complete")
+        raise InputFileError(
+            "the file was deleted while it was read", where=without_secrets(path), hint="ingest it again into a new folder"
+        ) from None
+    hint = "ingest it again into a new folder when it is complete"
+    raise InputFileError("the file has changed while it was read", where=without_secrets(path), hint=hint)
 
 
 def quarantine(path: str, error: PfscaleError) -> QuarantinedSource:
@@ -273,7 +288,7 @@ def file_digest(path: str) -> tuple[int, str]:
         size = int(filesystem.info(inner)["size"])
         ends = filesystem.cat_ranges([inner, inner], [0, max(0, size - END_BYTES)], [min(size, END_BYTES), size], on_error="raise")
     except Exception as error:  # every file system has its own types
-        raise remote_error(path, error) or InputFileError(f"its ends cannot be read ({error})", where=path) from error
+        raise remote_error(path, error) or InputFileError(f"its ends cannot be read ({error})", where=without_secrets(path)) from error
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     for end in ends:
         digest.update(end)

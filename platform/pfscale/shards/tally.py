@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 
 from pfscale.edm4hep.detectors import Detector
+from pfscale.edm4hep.extraction import MIN_TRACKS_FOR_RATIO
 from pfscale.errors import InputFileError, PfscaleError
 from pfscale.remote import without_secrets
 from pfscale.shards.events import EXTRACTION_VERSION
@@ -74,7 +75,7 @@ class Tally:
         kept = self.kept()
         good = [source for source in examined if source.path not in self.errors]
         process = request.settings["process"] or "+".join(sorted({source.process for source in good if source.process}))
-        simulation = request.settings["simulation"] or common_simulation(good)
+        simulation = request.settings["simulation"] or common_simulation(good, detector)
         identity = sorted((source.name, source.digest) for source in good)
         counts = dict(zip(_COUNTS, self.counts[kept].sum(axis=0).tolist(), strict=True))
         # exactly rounded, so that the order in which workers end does not show
@@ -105,11 +106,19 @@ class Tally:
 
     def _sources(self, good: Sequence[Source], kept: Sequence[int]) -> tuple[SourceRecord, ...]:
         events: Counter[str] = Counter()
+        tracks: Counter[str] = Counter()
         for number in kept:
             events[self.units[number].path] += int(self.counts[number, 0])
-        same = ("name", "size", "digest", "num_entries", "generation", "process", "simulation", "has_baseline")
+            tracks[self.units[number].path] += int(self.tables["track_classes"][number, 1:].sum())  # class 0: of no particle
+        same = ("name", "size", "digest", "num_entries", "generation", "detector", "process", "simulation", "has_baseline")
         return tuple(
-            SourceRecord(path=without_secrets(s.path), num_events=events[s.path], **{name: getattr(s, name) for name in same}) for s in good
+            SourceRecord(
+                path=without_secrets(source.path),
+                num_events=events[source.path],
+                detector_verified=bool(source.detector) or tracks[source.path] >= MIN_TRACKS_FOR_RATIO,
+                **{name: getattr(source, name) for name in same},
+            )
+            for source in good
         )
 
     def _dropped(self, kept: Sequence[int]) -> tuple[DroppedRecord, ...]:
@@ -124,13 +133,13 @@ class Tally:
         return tuple(ShardRecord(file=u.file, source=without_secrets(u.path), start=u.start, stop=u.stop, num_events=n) for u, n in units)
 
 
-def common_simulation(good: Sequence[Source]) -> str:
-    """What simulated the sources.
+def common_simulation(good: Sequence[Source], detector: Detector) -> str:
+    """What simulated the sources: what they say, else the detector's usual.
 
     Raises:
         InputFileError: they differ: a model trained on a mixture could not say what it was trained on.
     """
-    kinds = {source.simulation: source for source in good}
+    kinds = {source.simulation or detector.simulation: source for source in good}
     if len(kinds) > 1:
         listed = ", ".join(f"{kind} ({source.name})" for kind, source in sorted(kinds.items()))
         raise InputFileError(f"the files come from different simulations: {listed}", hint="ingest them into separate folders")

@@ -12,8 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from ingest_runs import CLD, EVENTS, different, environment
 from pfscale.errors import InputFileError, OutputExistsError, ResourceError, ShardError
 from pfscale.shards import ingest as module
 from pfscale.shards.dataset import load_index, read_events
@@ -31,10 +31,6 @@ from pfscale.shards.lock import LEASE_FILE
 from pfscale.shards.manifest import MANIFEST_FILE, load_manifest, torn_shards
 from pfscale.shards.storage import open_folder
 
-DATA = Path(__file__).parent.parent / "data"
-CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
-IDEA = DATA / "idea_delphes_ww_240_10ev_no_metadata.root"
-EVENTS = 10
 XROOTD_TIMEOUT = 20  # seconds for the server to start
 
 
@@ -58,17 +54,6 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ingest in this process."""
-
-    def in_order(items: list[Any], function: Callable[[Any], Any], **_: object) -> Iterator[tuple[int, Any]]:
-        return ((number, function(item)) for number, item in enumerate(items))
-
-    for name, value in {"map_unordered": in_order, "ray_cluster": nullcontext, "count_workers": lambda _: (1, 1.0)}.items():
-        monkeypatch.setattr(module, name, value)
-
-
 def upload(place: str, folder: str, number: int = 2) -> list[str]:
     """The URLs of copies of a small real file."""
     target = open_folder(f"{place}/{folder}")
@@ -77,11 +62,6 @@ def upload(place: str, folder: str, number: int = 2) -> list[str]:
         with target.draft(f"idea_ww_{i}_00000.root") as file:
             file.write(different(i))
     return [target.locate(f"idea_ww_{i}_00000.root") for i in range(number)]
-
-
-def different(number: int) -> bytes:
-    """The small real file with other contents: a file that is there twice is refused; what is behind a file's end is not read."""
-    return IDEA.read_bytes() + bytes([number])
 
 
 def everything(address: str | Path) -> dict[str, bytes]:
@@ -98,7 +78,7 @@ def test_from_s3_to_s3_with_ray(s3: str, tmp_path: Path, request: pytest.Fixture
     files, out = upload(s3, "in"), f"{s3}/ray/out"
     with ray_cluster(num_cpus=2):
         manifest = ingest([f"{s3}/in/*.root"], detector="idea", output=out, rows_per_shard=8)
-    request.getfixturevalue("_no_ray")
+    request.getfixturevalue("no_ray")
     local = ingest(files, detector="idea", output=tmp_path / "local", rows_per_shard=8)
     assert manifest == local == load_manifest(out)
     assert [source.path for source in manifest.sources] == files
@@ -111,7 +91,7 @@ def test_from_s3_to_s3_with_ray(s3: str, tmp_path: Path, request: pytest.Fixture
     np.testing.assert_array_equal(read_events(here, chosen).features, read_events(there, chosen).features)
 
 
-@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.usefixtures("no_ray")
 def test_rerun_on_s3(s3: str) -> None:
     """Catches a rerun that writes everything again, one that does not mend a lost shard, and other data that are mixed in."""
     files, out = upload(s3, "rerun_in"), f"{s3}/rerun_out"
@@ -131,7 +111,7 @@ def test_rerun_on_s3(s3: str) -> None:
         ingest(files, detector="idea", output=out, rows_per_shard=8)
 
 
-@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.usefixtures("no_ray")
 def test_object_replaced_while_it_is_read(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches events of two versions of an object in one shard."""
     files = upload(s3, "replaced_in")
@@ -147,7 +127,7 @@ def test_object_replaced_while_it_is_read(s3: str, monkeypatch: pytest.MonkeyPat
     assert manifest.num_events == EVENTS
 
 
-@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.usefixtures("no_ray")
 def test_places_that_are_not_there(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches tracebacks of five libraries for a misspelt bucket, no credentials, or a server that does not answer."""
     (good, _) = upload(s3, "places")
@@ -184,16 +164,14 @@ def test_places_that_are_not_there(s3: str, tmp_path: Path, monkeypatch: pytest.
 def test_killed_on_s3(s3: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Catches a killed ingest whose lease keeps its own rerun out, and half an object that is taken for a shard."""
     files, out = upload(s3, "killed_in", 1), f"{s3}/killed_out"
-    request.getfixturevalue("_no_ray")
+    request.getfixturevalue("no_ray")
     unbroken = ingest(files, detector="idea", output=tmp_path / "unbroken", rows_per_shard=4)
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import pytest, test_ingest_remote as t\n"
-        "with pytest.MonkeyPatch.context() as patch:\n"
-        "    t._no_ray.__wrapped__(patch)\n"
-        "    t.ingest(sys.argv[3:], detector='idea', output=sys.argv[2], rows_per_shard=4)\n"
+        "import sys, pytest; from ingest_runs import serially; from pfscale.shards.ingest import ingest\n"
+        "serially(pytest.MonkeyPatch())\n"
+        "ingest(sys.argv[2:], detector='idea', output=sys.argv[1], rows_per_shard=4)\n"
     )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), out, *files]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen([sys.executable, "-c", script, out, *files], env=environment())
     folder = open_folder(out)
     try:
         while len(folder.names("*.parquet")) < 1 and process.poll() is None:
@@ -250,7 +228,7 @@ class Ranges(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.usefixtures("no_ray")
 def test_https_by_ranges(tmp_path: Path) -> None:
     """Catches files that are downloaded whole, and a query with a secret in the name of an event or in the manifest."""
     Ranges.data, Ranges.sent, Ranges.whole = CLD.read_bytes(), 0, 0
@@ -273,7 +251,7 @@ def test_https_by_ranges(tmp_path: Path) -> None:
     assert Ranges.sent < len(Ranges.data)
 
 
-@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.usefixtures("no_ray")
 def test_server_without_ranges(tmp_path: Path) -> None:
     """Catches a good file that is called damaged, or read wrongly, because its server answers every question with all of it."""
     (tmp_path / "in").mkdir()
@@ -334,7 +312,7 @@ def xrootd() -> Iterator[str]:
             server.wait()
 
 
-@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.usefixtures("no_ray")
 def test_from_xrootd_to_xrootd(xrootd: str, tmp_path: Path) -> None:
     """Catches root:// addresses that can be read and not globbed, or not written."""
     upload(xrootd, "in")

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from ingest_runs import CLD, DATA, serially
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.errors import InputFileError, OutputExistsError
-from pfscale.shards import ingest as module
 from pfscale.shards.ingest import ingest
 from pfscale.shards.manifest import QuarantinedSource
 from pfscale.shards.sources import Source, as_asked, examine
 
-DATA = Path(__file__).parent.parent / "data"
-CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
 GUN = DATA / "clic_photon_gun_3ev_legacy.root"
 
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ingest in this process."""
-
-    def in_order(items: list[Any], function: Callable[[Any], Any], **_: object) -> Iterator[tuple[int, Any]]:
-        return ((number, function(item)) for number, item in enumerate(items))
-
-    for name, value in {"map_unordered": in_order, "ray_cluster": nullcontext, "count_workers": lambda _: (1, 1.0)}.items():
-        monkeypatch.setattr(module, name, value)
+    serially(monkeypatch)
 
 
 def test_missing_file_in_a_list_is_set_aside(tmp_path: Path) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
+from scipy.stats import binomtest
 
 from pfscale.cli import GATES_FAILED, run
 from pfscale.edm4hep.detectors import find_detector
@@ -27,12 +29,13 @@ from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.jets import cluster_jets
 from pfscale.physics.kinematics import cartesian
 from pfscale.report import data_checks
-from pfscale.report.data_checks import write_checks
+from pfscale.report.data_checks import Panel, draw_classes, draw_gate, sentence, write_checks
 from pfscale.shards import checks as checks_module
 from pfscale.shards.checks import GATES, check_data
 from pfscale.shards.events import extract_events
-from pfscale.shards.gate import MIN_ENTRIES, Status, judge
-from pfscale.shards.manifest import EnergySums, Manifest, ShardRecord, write_manifest
+from pfscale.shards.gate import EventBatch, Median, Most, RatioGate, Rule, ViolationGate
+from pfscale.shards.manifest import EnergySums, Manifest, QuarantinedSource, ShardRecord, write_manifest
+from pfscale.shards.measurement import MIN_ENTRIES, SIGNIFICANCE, Entries, Fraction, Status, errors_of, judge
 from pfscale.shards.schema import CLASSES, SPLITS, arrow_schema
 from pfscale.shards.splits import event_uids, split_hashes, splits_of
 from synthetic_events import synthetic_table
@@ -40,6 +43,7 @@ from synthetic_events import synthetic_table
 NUM_EVENTS, BOOST = 120, 3.8
 CLD = Path(__file__).parent.parent / "data" / "cld_zh_nunubb_240_1ev_podio1.2.root"
 Rows = list[dict[str, Any]]
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine with other work
 
 
 def good_rows(num_events: int = NUM_EVENTS) -> Rows:
@@ -378,6 +382,7 @@ def test_a_torn_shard_is_an_error(rows: Rows, tmp_path: Path) -> None:
         check_data(folder)
 
 
+@patient
 @given(value=st.floats(-10, 10), error=st.floats(0, 5), num_entries=st.integers(0, 1000))
 def test_verdicts(value: float, error: float, num_entries: int) -> None:
     """Catches a failure that a fluctuation explains, a pass outside the range, and a verdict on a handful of entries."""
@@ -388,6 +393,154 @@ def test_verdicts(value: float, error: float, num_entries: int) -> None:
         assert status is Status.PASS
     else:
         assert status is (Status.FAIL if max(-1.0 - value, value - 2.0) > 3 * error else Status.TOO_FEW)
+
+
+@patient
+@given(found=st.integers(0, 60), others=st.integers(0, 60), at_least=st.floats(0.01, 0.99))
+def test_fractions_are_judged_by_the_error_of_what_is_expected(found: int, others: int, at_least: float) -> None:
+    """Catches errors of zero for 0 of N and N of N, and a table or figure whose errors are others than those that decide."""
+    num = found + others
+    fraction = Fraction(found, num, num)
+    if not num:
+        assert str(fraction) == "-"
+        assert judge(fraction, num, at_least, math.inf) is Status.TOO_FEW
+        return
+    assert fraction.interval() == pytest.approx(tuple(binomtest(found, num).proportion_ci(math.erf(math.sqrt(0.5)), "wilson")), abs=1e-9)
+    down, up = errors_of(fraction)
+    assert (down > 0) is (found > 0)
+    assert (up > 0) is (others > 0)
+    distance, error = at_least - fraction.value, math.sqrt(at_least * (1 - at_least) / num)
+    if num >= MIN_ENTRIES and abs(distance - SIGNIFICANCE * error) > 1e-9:
+        far = Status.FAIL if distance > SIGNIFICANCE * error else Status.TOO_FEW
+        assert judge(fraction, num, at_least, math.inf) is (Status.PASS if distance <= 0 else far)
+
+
+def test_entries_of_one_event_are_not_independent() -> None:
+    """Catches a failure on two bad events among twelve, each with a hundred tracks, as if they were 1200 measurements."""
+    together, apart = Entries(), Entries()
+    ratios = np.where(np.arange(1200) % 12 < 2, 1.5, 1.0)
+    together.add(ratios, np.arange(1200) % 12, 12)
+    apart.add(np.sort(ratios), np.arange(1200) % 12, 12)
+    few, many = (entries.fraction_within("good", 0.8, 1.2, at_least=0.9).value for entries in (together, apart))
+    assert isinstance(few, Fraction)
+    assert isinstance(many, Fraction)
+    assert few.value == many.value
+    assert 6 < few.num_independent < 24
+    assert many.num_independent == 1200
+    assert together.fraction_within("good", 0.8, 1.2, at_least=0.9).status is Status.TOO_FEW
+    assert apart.fraction_within("good", 0.8, 1.2, at_least=0.9).status is Status.FAIL
+
+
+def test_fractions_say_how_many_of_how_many(good: Path) -> None:
+    """Catches "0.944 of 18" and "1 of 2" for a fraction of 1: a fraction that reads as a count."""
+    entries = Entries()
+    entries.add([1.0] * 17 + [3.0], np.zeros(18, int), 1)
+    measurement = entries.fraction_within("tracks in 0.8 to 1.2", 0.8, 1.2, at_least=0.85)
+    assert "0.944 +0.034 −0.081 (17 of 18)" in sentence(measurement)
+    assert measurement.entries == "17/18"
+    numbers = data_checks._measurement_numbers(measurement)
+    assert (numbers["found"], numbers["entries"]) == (17, 18)
+    assert numbers["interval"][0] < numbers["value"] < numbers["interval"][1]
+    for gate in check_data(good).gates:
+        figure, _ = draw_gate(gate)
+        texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+        for m in gate.measurements:
+            assert not any(f"{m.observed} of" in text for text in texts if isinstance(m.value, Fraction))
+            assert not isinstance(m.value, Fraction) or any(f"({m.value.num_found} of {m.num_entries})" in text for text in texts)
+
+
+PANELS = [panel for panels in data_checks.PANELS.values() for panel in panels]
+
+
+@patient
+@given(panel=st.sampled_from(PANELS), num_entries=st.sampled_from([1, 10_000]), median=st.floats(-50, 50))
+def test_no_bin_edge_at_the_expected_value(panel: Panel, num_entries: int, median: float) -> None:
+    """Catches a peak at ratio 1 that is split into two bins, and a wrong field that is off the axis and so not seen."""
+    axis = panel.reaching(median).axis(num_entries)
+    assert np.abs(axis.centers - panel.centre).min() < 1e-6
+    assert axis.edges[0] <= min(panel.low, median) + 1e-6
+    assert axis.edges[-1] >= max(panel.high, median) - 1e-6
+    assert len(axis) < 200
+
+
+def error_bars(axes: Axes) -> Iterator[tuple[float, float]]:
+    for container in axes.containers:
+        for lines in container.lines[2] if hasattr(container, "lines") else ():
+            yield from (tuple(segment[:, 1]) for segment in lines.get_segments())
+
+
+@pytest.mark.parametrize("num_events", [2, 12, NUM_EVENTS])
+def test_error_bars_are_within_the_frame(num_events: int, rows: Rows, tmp_path: Path) -> None:
+    """Catches error bars cut by the frame, and logarithmic axes of four decades for two entries."""
+    found = check_data(write_data(rows[:num_events], tmp_path / "some"))
+    num_bars = 0
+    for gate in found.gates:
+        for axes in draw_gate(gate)[0].axes:
+            bottom, top = axes.get_ylim()
+            bars = list(error_bars(axes))
+            num_bars += len(bars)
+            assert all(bottom <= low < high <= top for low, high in bars)
+            if bars and num_events < NUM_EVENTS:
+                assert axes.get_yscale() == "linear" or max(high for _, high in bars) > 50
+    assert num_bars > 10
+
+
+def test_no_bar_where_there_is_nothing(good: Path) -> None:
+    """Catches a count of 0 drawn as a bar, and one that is not written at all."""
+    (gate,) = (gate for gate in check_data(good).gates if gate.name == "classes")
+    counts = gate.numbers["track"] + gate.numbers["cluster"]
+    assert 0 in counts
+    figure, _ = draw_classes(gate)
+    (axes,) = figure.axes
+    assert sorted(bar.get_height() for bar in axes.patches if bar.get_height() > 0) == sorted(number for number in counts if number)
+    assert [text.get_text() for text in axes.texts].count("0") == counts.count(0)
+
+
+def test_exact_closure_is_not_counted_in_the_legend(good: Path) -> None:
+    """Catches a legend that says "0 in the first bin" above a first bin that holds all events."""
+    (gate,) = (gate for gate in check_data(good).gates if gate.name == "energy_closure")
+    figure, numbers = draw_gate(gate)
+    assert numbers["closure_counts"][0] > 0
+    assert sum(numbers["closure_counts"]) == NUM_EVENTS
+    assert "exact closure drawn in the first bin" in figure.axes[0].get_legend().get_texts()[-1].get_text()
+
+
+class GenJetEnergyGate(RatioGate):
+    name = "jet_energy"
+    title = "gen jet pt / energy"
+    definition = "Transverse momentum over energy."
+    expectations = (Median("jets", 0.0, 1.2), Most("jets", 0.0, 1.0, at_least=0.5))
+
+    def ratios(self, batch: EventBatch) -> Mapping[str, Any]:
+        jets = batch.lists["gen_jet"]
+        return {"jets": (jets["pt"] / jets["energy"], jets.event)}
+
+
+class WeightGate(ViolationGate):
+    name = "weights"
+    title = "weights are positive"
+    definition = "Event weights are positive."
+
+    def rules(self, batch: EventBatch) -> Iterator[Rule]:
+        yield Rule("weight not positive", ~(batch.of_event("weight") > 0), np.arange(batch.num_events))
+
+
+def test_a_new_gate_is_one_class_and_one_table_line(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a gate that also needs an entry among the figures, without which it is drawn as something else or not at all."""
+    monkeypatch.setattr(checks_module, "GATES", (GenJetEnergyGate, WeightGate))
+    found, written = write_checks(write_data(rows, tmp_path / "good"))
+    assert [gate.status for gate in found.gates] == [Status.PASS] * 2
+    assert [m.num_entries for m in found.gates[1].measurements] == [NUM_EVENTS]
+    assert {path.stem for path in Path(written).glob("*.png")} == {"jet_energy", "weights"}
+    assert len(draw_gate(found.gates[0])[1]["jets"]["counts"]) > 20
+
+
+def test_rows_are_counted_once(rows: Rows, good: Path) -> None:
+    """Catches gates that look at a batch twice, once for the events to hide and once for their own result."""
+    (indices,) = (gate for gate in check_data(good).gates if gate.name == "indices")
+    checked = {m.what: m.num_entries for m in indices.measurements}
+    assert checked["one target per track"] == NUM_EVENTS
+    assert checked["owner"] == sum(len(row["gen_particle"]) for row in rows)
 
 
 def test_a_figure_for_each_gate_and_the_numbers(good: Path) -> None:
@@ -432,7 +585,9 @@ def test_the_exit_code_says_whether_the_data_passed(
     capsys.readouterr()
     assert run(["ingest", "--check", "--output", str(bad)]) == GATES_FAILED
     assert "1 failed" in capsys.readouterr().out
-    aside = SimpleNamespace(num_events=5, quarantined=(SimpleNamespace(path="x.root", reason="broken", hint=None),), bad_events={})
+    aside = manifest_of(rows, []).model_copy(
+        update={"quarantined": (QuarantinedSource(path="x.root", reason="broken", error="InputFileError", exit_code=2),)}
+    )
     monkeypatch.setattr(module, "ingest", lambda *_, **__: aside)
     for folder, code in ((bad, GATES_FAILED), (good, 3)):
         assert run(["ingest", "x.root", "--detector", "cld", "--check", "--output", str(folder)]) == code

@@ -1,60 +1,85 @@
 """The gates of a data set as figures, one for each, and all of it as files: `write_checks(folder)` makes `checks/*.png` and `checks.json`.
 
-Expected ranges are green bands. Error bars of histograms are √N; errors of medians are from resampling events.
+Expected ranges are green. Error bars of counts are central 68% Poisson intervals (F. Garwood, Biometrika 28 (1936) 437); errors of medians
+and fractions are what the gates judge by: bootstrap over events, and Wilson's intervals.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hist
 import mplhep
 import numpy as np
+from hist.intervals import poisson_interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from pfscale.report.figures import CLASS_LABELS
 from pfscale.report.style import Drawn, jsonable, new_figure, say_empty, styled
 from pfscale.shards.checks import DataChecks, check_data
-from pfscale.shards.gate import GateResult, Measurement, Status
+from pfscale.shards.gate import GateResult
+from pfscale.shards.measurement import Fraction, Measurement, Status, errors_of
 from pfscale.shards.storage import Folder, open_folder
 
 CHECKS_FOLDER, NUMBERS_FILE = "checks", "checks.json"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#D55E00", "#009E73", "#C00000", "0.6"
+MIN_PEAK_FOR_LOG = 100  # entries in the highest bin, and how often those in the lowest: else a logarithmic axis is mostly empty
+FEW_ENTRIES = 100  # fewer are drawn in bins of twice the width
+CLOSURE_FLOOR = 1e-12  # of the logarithmic axis; a float32 sum that is off at all is off by more
+EXACT_CLOSURE = "exact closure drawn in the first bin"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """How the distribution of one quantity is drawn: `low`, `high`, bins, and whether the counts are on a logarithmic axis."""
+    """How the distribution of one quantity is drawn: bins of `width` over [low, high], counts on a logarithmic axis if there are many."""
 
     xlabel: str
+    entries: str
     low: float
     high: float
-    num_bins: int
-    entries: str
+    width: float
+    centre: float = 1.0
     is_log: bool = False
 
+    def axis(self, num_entries: int) -> hist.axis.Regular:
+        """Bins of which one has its middle at `centre`: an edge there would split the peak that is expected."""
+        width = 2 * self.width if num_entries < FEW_ENTRIES else self.width
+        below, above = (math.ceil(round(distance / width - 0.5, 6)) for distance in (self.centre - self.low, self.high - self.centre))
+        first, last = self.centre - (below + 0.5) * width, self.centre + (above + 0.5) * width
+        return hist.axis.Regular(below + above + 1, first, last, name="value")
 
-RESPONSE_PANELS: dict[str, tuple[Panel, ...]] = {
-    "track_pt": (Panel(r"Track $p_T$ / particle $p_T$", 0.5, 1.5, 100, "Tracks", is_log=True),),
+    def reaching(self, value: float) -> Panel:
+        """The panel itself where it shows `value`, else one that reaches beyond it with wider bins: what is far off is to be seen, too."""
+        if not math.isfinite(value) or self.low <= value <= self.high:
+            return self
+        beyond = self.centre + 1.5 * (value - self.centre)
+        low, high = min(self.low, beyond), max(self.high, beyond)
+        return replace(self, low=low, high=high, width=self.width * (high - low) / (self.high - self.low))
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "track_pt": (Panel(r"Track $p_T$ / particle $p_T$", "Tracks", 0.5, 1.5, 0.01, is_log=True),),
     "hit_energy": (
-        Panel("Photons: hit energy in its cluster / particle energy", 0.0, 2.5, 50, "Photons"),
-        Panel("Neutral hadrons: hit energy in its cluster / particle energy", 0.0, 2.5, 50, "Neutral hadrons"),
-        Panel("Events: hit energy of clusters / energy of visible particles but muons", 0.0, 2.0, 80, "Events"),
+        Panel("Photons: hit energy in its cluster / particle energy", "Photons", 0.0, 2.5, 0.05),
+        Panel("Neutral hadrons: hit energy in its cluster / particle energy", "Neutral hadrons", 0.0, 2.5, 0.05),
+        Panel("Events: hit energy of clusters / energy of visible particles but muons", "Events", 0.0, 2.0, 0.02),
     ),
-    "cluster_energy": (Panel("Cluster energy / target energy, photons", 0.0, 2.5, 50, "Clusters"),),
-    "target_jets": (Panel(r"Target jet $p_T$ / gen jet $p_T$", 0.5, 1.5, 100, "Matched jets", is_log=True),),
-    "jet_members": (Panel("Energy of the members / gen jet energy", 0.5, 1.5, 100, "Gen jets", is_log=True),),
+    "cluster_energy": (Panel("Cluster energy / target energy, photons", "Clusters", 0.0, 2.5, 0.05),),
+    "target_jets": (Panel(r"Target jet $p_T$ / gen jet $p_T$", "Matched jets", 0.5, 1.5, 0.01, is_log=True),),
+    "jet_members": (Panel("Energy of the members / gen jet energy", "Gen jets", 0.5, 1.5, 0.01, is_log=True),),
     "missing_momentum": (
-        Panel(r"$p_x^{\mathrm{miss}} - (p_x^{\nu} - p_x^{\mathrm{boost}})$ [GeV]", -10.0, 10.0, 81, "Events", is_log=True),
-        Panel(r"$p_y^{\mathrm{miss}} - p_y^{\nu}$ [GeV]", -10.0, 10.0, 81, "Events", is_log=True),
+        Panel(r"$p_x^{\mathrm{miss}} - (p_x^{\nu} - p_x^{\mathrm{boost}})$ [GeV]", "Events", -10.0, 10.0, 0.25, centre=0.0, is_log=True),
+        Panel(r"$p_y^{\mathrm{miss}} - p_y^{\nu}$ [GeV]", "Events", -10.0, 10.0, 0.25, centre=0.0, is_log=True),
     ),
 }
 
@@ -91,37 +116,29 @@ def write_checks(directory: str | Path | Folder, *, progress: Callable[[int], No
 
 
 def gate_numbers(gate: GateResult) -> dict[str, Any]:
-    """The result of a gate, ready for JSON."""
-    measurements = [
-        {
-            "what": m.what,
-            "low": m.low,
-            "high": m.high,
-            "unit": m.unit,
-            "value": m.value.value,
-            "error": m.value.error,
-            "entries": m.num_entries,
-            "status": m.status.name,
-        }
-        for m in gate.measurements
-    ]
+    """The result of a gate, ready for JSON; `interval` is that of one standard deviation, `found` how many entries of a fraction count."""
     return {
         "status": gate.status.name,
         "title": gate.title,
         "definition": gate.definition,
-        "measurements": measurements,
+        "measurements": [_measurement_numbers(m) for m in gate.measurements],
         "numbers": dict(gate.numbers),
         "examples": list(gate.examples),
         "note": gate.note,
     }
 
 
+def _measurement_numbers(m: Measurement) -> dict[str, Any]:
+    down, up = errors_of(m.value)
+    numbers = {"what": m.what, "low": m.low, "high": m.high, "unit": m.unit, "value": m.value.value, "entries": m.num_entries}
+    found = {"found": m.value.num_found} if isinstance(m.value, Fraction) else {}
+    return numbers | found | {"interval": [m.value.value - down, m.value.value + up], "status": m.status.name}
+
+
 def draw_gate(gate: GateResult) -> Drawn:
     """The figure of a gate and the numbers in it."""
     if gate.status is Status.NOT_APPLICABLE and not any(m.num_entries for m in gate.measurements):
         return draw_note(gate)
-    if gate.name in RESPONSE_PANELS:
-        return draw_distributions(gate)
     special = {
         "classes": draw_classes,
         "splits": draw_splits,
@@ -130,69 +147,103 @@ def draw_gate(gate: GateResult) -> Drawn:
         "manifest": draw_manifest,
         "unique": draw_repeats,
     }
-    return special.get(gate.name, draw_violations)(gate)
+    return special.get(gate.name, draw_distributions if gate.distributions else draw_violations)(gate)
 
 
 @styled
 def draw_distributions(gate: GateResult) -> Drawn:
     """Each quantity of a gate as a histogram with its expected band and its median."""
-    panels = RESPONSE_PANELS[gate.name]
-    figure = new_figure(width=7.0, height=2.0 + 2.9 * len(panels))
+    num = len(gate.distributions)
+    figure = new_figure(width=7.6, height=1.8 + 3.0 * num)
+    medians, others = gate.measurements[:num], gate.measurements[num:]
+    panels = PANELS.get(gate.name) or [default_panel(gate.title, m) for m in medians]
     numbers = {}
-    for axes, panel, (label, values), measurement in zip(
-        np.atleast_1d(figure.subplots(len(panels), 1)), panels, gate.distributions.items(), gate.measurements, strict=False
+    for axes, panel, (label, values), median in zip(
+        np.atleast_1d(figure.subplots(num, 1)), panels, gate.distributions.items(), medians, strict=True
     ):
-        numbers[label] = _draw_distribution(axes, panel, values, measurement)
-    others = gate.measurements[len(panels) :]
-    lines = [f"{m.what}: {m.observed} of {m.num_entries}, expected {m.expected}: {_verdict(m.status)}" for m in others]
-    _finish(figure, gate, "\n".join([*lines, "bars: √N; error of the median: bootstrap over events (over entries, below 10 events)"]))
+        numbers[label] = _draw_distribution(axes, panel, values, median)
+    errors = "bars: 68% Poisson intervals; errors of medians: bootstrap over events (below 10 events: entries), of fractions: Wilson's"
+    _finish(figure, gate, "\n".join([*(sentence(m) for m in others), errors]))
     return figure, numbers
 
 
-def _draw_distribution(axes: Axes, panel: Panel, values: NDArray[Any], measurement: Measurement) -> dict[str, Any]:
-    histogram = hist.Hist.new.Reg(panel.num_bins, panel.low, panel.high, name="value").Double()
-    histogram.fill(values)
-    counts, edges = histogram.values(), histogram.axes[0].edges
-    outside = len(values) - int(counts.sum())
-    axes.axvspan(
-        measurement.low, measurement.high, color=GREEN, alpha=0.13, linewidth=0, label=f"median expected in {measurement.expected}"
+def default_panel(title: str, median: Measurement) -> Panel:
+    """A panel around the expected range, for a gate that has none in PANELS."""
+    centre, half = (median.low + median.high) / 2, 2.5 * (median.high - median.low) / 2
+    unit = f" [{median.unit}]" if median.unit else ""
+    return Panel(
+        f"{title}: {median.what.removesuffix(', median')}{unit}", "Entries", centre - half, centre + half, half / 25, centre=centre
     )
-    axes.set(xlabel=panel.xlabel, xlim=(panel.low, panel.high), ylabel=f"{panel.entries} / {(panel.high - panel.low) / panel.num_bins:.2g}")
+
+
+def sentence(m: Measurement) -> str:
+    """What was measured, found and expected, in words: `tracks in 0.8 to 1.2: 0.944 +0.034 −0.081 (17 of 18), expected ≥ 0.85: pass`."""
+    observed = f"{m.observed} {m.unit}" if m.unit else m.observed or "-"
+    if isinstance(m.value, Fraction):
+        observed += f" ({m.value.num_found} of {m.num_entries})"
+    elif m.low == m.high == 0:
+        observed += f" of {m.num_entries}"
+    return f"{m.what}: {observed}, expected {m.expected}: {_verdict(m.status)}"
+
+
+def _draw_distribution(axes: Axes, panel: Panel, values: NDArray[Any], median: Measurement) -> dict[str, Any]:
+    histogram = hist.Hist(panel.reaching(median.value.value).axis(len(values)))
+    histogram.fill(values)
+    edges, outside = histogram.axes[0].edges, len(values) - int(histogram.values().sum())
+    axes.axvspan(median.low, median.high, color=GREEN, alpha=0.13, linewidth=0, label=f"median: expected {median.expected}")
+    axes.set(xlabel=panel.xlabel, xlim=(edges[0], edges[-1]), ylabel=f"{panel.entries} / {edges[1] - edges[0]:.2g}")
     if not len(values):
         say_empty(axes, "no entries")
+        axes.set(ylim=(0, 1), yticks=[])
         return {"entries": 0}
-    mplhep.histplot(
-        counts, edges, yerr=np.sqrt(counts), ax=axes, histtype="step", color=BLUE, label=f"entries {len(values)}, outside {outside}"
-    )
-    unit = f" {measurement.unit}" if measurement.unit else ""
-    median = measurement.value.value
-    if panel.low <= median <= panel.high:
-        axes.axvline(median, color=ORANGE, linewidth=1.4, linestyle="--", label=f"median {measurement.observed}{unit}")
-    peak = max(counts.max(), 1.0)
-    axes.set_ylim((0.3, 60 * peak) if panel.is_log else (0, 1.45 * peak))
-    if panel.is_log:
-        axes.set_yscale("log")
-    axes.legend(loc="upper right", title=f"median: {_verdict(measurement.status)}")
-    return {"edges": edges, "counts": counts, "outside": outside, "entries": len(values)}
+    unit = f" {median.unit}" if median.unit else ""
+    label = f"median: {median.observed}{unit}, {median.status}"
+    axes.axvline(median.value.value, color=ORANGE, linewidth=1.4, linestyle="--", label=label)
+    _draw_counts(axes, histogram, label=_entries(len(values), outside), is_log=panel.is_log)
+    return {"edges": edges, "counts": histogram.values(), "outside": outside, "entries": len(values)}
+
+
+def _entries(number: int, outside: int) -> str:
+    return f"{number} {'entry' if number == 1 else 'entries'}" + f", {outside} outside" * (outside > 0)
+
+
+def _draw_counts(axes: Axes, histogram: hist.Hist, *, label: str, is_log: bool) -> None:
+    """A histogram of counts with Poisson errors where there are any, all of them within the frame, and the legend above it."""
+    counts, edges = histogram.values(), histogram.axes[0].edges
+    low, high = poisson_interval(counts)
+    mplhep.histplot(counts, edges, yerr=False, ax=axes, histtype="step", color=BLUE, label=label)
+    filled = counts > 0
+    errors = np.abs(np.stack([counts - low, high - counts]))[:, filled]
+    axes.errorbar(histogram.axes[0].centers[filled], counts[filled], errors, fmt="none", color=BLUE, elinewidth=1.2)
+    is_steep = filled.any() and counts.max() >= MIN_PEAK_FOR_LOG * counts[filled].min()
+    _scale_counts(axes, high[filled].max(initial=1), is_log=is_log and is_steep)
+
+
+def _scale_counts(axes: Axes, highest: float, *, is_log: bool, lowest: float = 0.1) -> None:
+    """Limits of an axis of counts that leave everything up to `highest` inside; on a logarithmic one also the error bar of one entry."""
+    if is_log:
+        axes.set(yscale="log", ylim=(lowest, 2.5 * highest))
+    else:
+        axes.set_ylim(0, 1.12 * highest)
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if highest < 10:
+            axes.yaxis.set_minor_locator(NullLocator())  # there is no half an entry
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9, borderaxespad=0.3, columnspacing=1.4)
 
 
 @styled
 def draw_violations(gate: GateResult) -> Drawn:
     """How often each kind of violation was looked for (grey) and found (red)."""
-    figure = new_figure(width=7.4, height=1.7 + 0.34 * len(gate.measurements))
+    figure = new_figure(width=7.6, height=1.7 + 0.34 * len(gate.measurements))
     axes = figure.subplots()
-    rows = np.arange(len(gate.measurements))
     checked = np.array([m.num_entries for m in gate.measurements], float)
     found = np.array([m.value.value for m in gate.measurements])
-    axes.barh(rows, checked, color="0.88", label="looked at")
-    axes.barh(rows, found, color=RED, label="violations")
-    largest = max(checked.max(), 1.0)
-    for row, m in enumerate(gate.measurements):
-        axes.text(
-            0.62, row, f"{m.value.value:.0f} of {m.num_entries}", va="center", fontsize=9, color="white" if m.value.value > 30 else "black"
-        )
-    axes.set(xscale="log", xlim=(0.5, 2 * largest), xlabel="Number", ylim=(len(rows) - 0.4, -0.6))
-    _name_rows(axes, [m.what for m in gate.measurements])
+    rows = np.arange(len(checked))
+    axes.barh(rows, checked, color="0.88")
+    axes.barh(rows, found, color=RED)
+    axes.set(xscale="log", xlim=(0.5, 2 * max(checked.max(), 1.0)), xlabel="Entries")
+    _name_rows(axes, [m.what for m in gate.measurements], [f"{m.value.value:.0f} of {m.num_entries}" for m in gate.measurements])
     _finish(figure, gate, "grey: looked at; red: violations, expected none")
     return figure, {"kinds": [m.what for m in gate.measurements], "checked": checked, "found": found}
 
@@ -200,19 +251,18 @@ def draw_violations(gate: GateResult) -> Drawn:
 @styled
 def draw_missing(gate: GateResult) -> Drawn:
     """The fraction of missing numbers of each field that may or does lack some."""
-    fraction, allowed = gate.numbers["missing_fraction"], gate.numbers["may_be_missing"]
+    fraction, allowed, entries = (gate.numbers[name] for name in ("missing_fraction", "may_be_missing", "entries"))
     shown = [name for name, value in fraction.items() if value > 0 or name in allowed]
-    figure = new_figure(width=7.4, height=2.0 + 0.34 * len(shown))
+    others = [name for name in fraction if name not in shown]
+    figure = new_figure(width=7.6, height=2.0 + 0.34 * len(shown))
     axes = figure.subplots()
-    rows = np.arange(len(shown) + 1)
     values = [100 * fraction[name] for name in shown] + [0.0]
-    colours = [*(GREY if name in allowed else RED for name in shown), GREY]
-    axes.barh(rows, values, color=colours)
-    for row, (value, colour) in enumerate(zip(values, colours, strict=True)):
-        inside = "white" if value > 95 else RED if colour == RED else "black"  # a single NaN has no visible bar, but red words
-        axes.text(min(value, 85) + 1, row, f"{value:.3g} %", va="center", fontsize=9, color=inside)
-    axes.set(xlim=(0, 105), xlabel="Missing (NaN or infinite) [%]", ylim=(len(rows) - 0.4, -0.6))
-    _name_rows(axes, [*shown, f"{len(fraction) - len(shown)} other fields"])
+    axes.barh(np.arange(len(values)), values, color=[*(GREY if name in allowed else RED for name in shown), GREY])
+    axes.set(xlim=(0, 100), xlabel="Missing (NaN or infinite) [%]")
+    numbers = [f"{fraction[name] * entries[name]:.0f} of {entries[name]}" for name in shown]
+    _name_rows(axes, [*shown, f"{len(others)} other fields"], [*numbers, f"0 of {sum(entries[name] for name in others)}"])
+    for label, name in zip(axes.get_yticklabels(), shown, strict=False):
+        label.set_color("black" if name in allowed else RED)  # a single NaN has no visible bar, but a red name
     _finish(figure, gate, "grey: may be missing (not measured); red: must not be")
     return figure, {"missing_fraction": fraction, "may_be_missing": allowed}
 
@@ -223,77 +273,79 @@ def draw_classes(gate: GateResult) -> Drawn:
     names = gate.numbers["classes"]
     figure = new_figure(width=7.0, height=4.6)
     axes = figure.subplots()
-    places, tallest = np.arange(len(names)), 1
+    tallest = max(*gate.numbers["track"], *gate.numbers["cluster"], 1)
     for shift, column, colour in ((-0.2, "track", BLUE), (0.2, "cluster", ORANGE)):
-        counts = np.array(gate.numbers[column])
-        tallest = max(tallest, counts.max())
-        bars = axes.bar(places + shift, np.maximum(counts, 0.6), width=0.38, color=colour, label=f"on {column}s")
-        axes.bar_label(bars, [str(n) for n in counts], fontsize=8, padding=2)
-    axes.set(yscale="log", ylim=(0.5, 20 * tallest), ylabel="Elements", xlabel="Target class")
-    axes.set_xticks(places, [CLASS_LABELS.get(name, name) for name in names])
-    axes.tick_params(axis="x", which="minor", bottom=False, top=False)
-    axes.legend(loc="upper right", ncols=2, title=_verdict(gate.status))
+        _draw_numbers(axes, np.arange(len(names)) + shift, gate.numbers[column], colour, width=0.38, label=f"on {column}s")
+    axes.set(ylabel="Elements", xlabel="Target class", xlim=(-0.6, len(names) - 0.4))
+    axes.set_xticks(range(len(names)), [CLASS_LABELS.get(name, name) for name in names])
+    axes.tick_params(axis="x", which="both", bottom=False, top=False)
+    _scale_counts(axes, tallest, is_log=tallest >= MIN_PEAK_FOR_LOG, lowest=0.5)
     _finish(figure, gate, f"{gate.measurements[0].observed} of 5 classes have targets")
     return figure, dict(gate.numbers)
 
 
+def _draw_numbers(axes: Axes, places: NDArray[Any], counts: list[int], colours: str | list[str], *, width: float, label: str = "") -> None:
+    """Bars with their numbers above; where there is nothing no bar, but a 0 on the axis."""
+    axes.bar(places, [n or np.nan for n in counts], width=width, color=colours, label=label)
+    for place, number in zip(places, counts, strict=True):
+        at, transform = (number, axes.transData) if number else (0, axes.get_xaxis_transform())
+        axes.annotate(f"{number:.0f}", (place, at), (0, 2), xycoords=transform, textcoords="offset points", ha="center", fontsize=9)
+
+
 @styled
 def draw_splits(gate: GateResult) -> Drawn:
-    """Events of each split beside those expected."""
-    numbers = gate.numbers
-    counts, expected = np.array(numbers["counts"]), np.array(numbers["expected"])
-    total = counts.sum()
-    fraction, wanted = counts / max(total, 1), expected / max(expected.sum(), 1e-9)
+    """Events of each split beside those expected, with the binomial error of the expectation: that of the chi-square test."""
+    counts, expected = np.array(gate.numbers["counts"]), np.array(gate.numbers["expected"])
+    total = int(counts.sum())
+    error = np.sqrt(expected * (1 - expected / max(total, 1)))
+    low, high = np.clip(expected - error, 0, total), np.clip(expected + error, 0, total)
     figure = new_figure(width=6.4, height=4.6)
     axes = figure.subplots()
     places = np.arange(len(counts))
-    axes.bar(places, 100 * wanted, width=0.7, color=GREEN, alpha=0.2, label="expected 80 / 10 / 10")
-    error = 100 * np.sqrt(wanted * (1 - wanted) / max(total, 1))  # of the expectation: an empty split has no error of its own
-    axes.errorbar(places, 100 * fraction, error, fmt="o", color=BLUE, capsize=3, label="observed, binomial errors of the expectation")
+    axes.bar(places, expected, width=0.7, color=GREEN, alpha=0.2, label="expected 80 / 10 / 10")
+    axes.bar(places, high - low, bottom=low, width=0.7, color="none", edgecolor=GREEN, hatch="////", linewidth=0, label="± binomial error")
+    axes.plot(places, counts, "o", color=BLUE, label="observed", clip_on=False, zorder=3)
     for place, number in zip(places, counts, strict=True):
-        axes.annotate(str(number), (place, 100 * fraction[place]), xytext=(10, 4), textcoords="offset points", fontsize=9)
-    axes.set(ylabel="Events [%]", ylim=(0, 120), xlim=(-0.6, len(counts) - 0.4))
-    axes.set_xticks(places, numbers["splits"])
-    axes.tick_params(axis="x", which="minor", bottom=False, top=False)
-    chance = gate.measurements[-1]
-    axes.legend(loc="upper right", title=_verdict(gate.status))
-    _finish(figure, gate, f"{chance.what} (chi-square): {chance.observed}, expected {chance.expected}; events {total}")
-    return figure, dict(numbers)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
+        axes.annotate(str(number), (place, number), (9, 0), textcoords="offset points", va="bottom", fontsize=9, bbox=box)
+    axes.set(ylabel="Events", xlim=(-0.6, len(counts) - 0.4))
+    axes.set_xticks(places, gate.numbers["splits"])
+    axes.tick_params(axis="x", which="both", bottom=False, top=False)
+    _scale_counts(axes, max(counts.max(), high.max(), 1), is_log=False)
+    _finish(figure, gate, "\n".join(sentence(m) for m in gate.measurements))
+    return figure, dict(gate.numbers)
 
 
 @styled
 def draw_closure(gate: GateResult) -> Drawn:
     """Energy that is not accounted for (top) and that is dropped (bottom), per event."""
-    figure = new_figure(width=7.0, height=7.2)
+    figure = new_figure(width=7.6, height=7.2)
     top, bottom = figure.subplots(2, 1)
     closure, dropped = gate.distributions["closure"], gate.distributions["dropped"]
-    event, shard, manifest, fraction = gate.measurements
-    floor, ceiling = -12.0, 1.0
-    logarithms = np.log10(np.clip(closure, 10**floor * 1.001, 10**ceiling * 0.999))
-    edges = 10 ** np.linspace(floor, ceiling, 66)
-    counts = np.histogram(logarithms, np.linspace(floor, ceiling, 66))[0].astype(float)
-    top.axvspan(edges[0], event.high, color=GREEN, alpha=0.13, linewidth=0, label=f"expected {event.expected}")
-    mplhep.histplot(
-        counts, edges, yerr=np.sqrt(counts), ax=top, histtype="step", color=BLUE, label=f"events {len(closure)} (0 in the first bin)"
-    )
-    top.set(xscale="log", xlim=(edges[0], edges[-1]), ylabel="Events", xlabel="|visible − targets − dropped| / visible energy")
-    top.set_ylim(0, 1.5 * max(counts.max(initial=0), 1))
-    top.legend(loc="upper right", title=_verdict(event.status))
+    event, *_, fraction = gate.measurements
+    ceiling = max(1e-4, 10 * float(closure.max(initial=0)))
+    decades = math.ceil(math.log10(ceiling / CLOSURE_FLOOR))
+    axis = hist.axis.Regular(5 * decades, CLOSURE_FLOOR, CLOSURE_FLOOR * 10.0**decades, transform=hist.axis.transform.log, name="value")
+    errors = hist.Hist(axis)
+    errors.fill(np.maximum(closure, 1.001 * CLOSURE_FLOOR))
+    top.axvspan(axis.edges[0], event.high, color=GREEN, alpha=0.13, linewidth=0, label=f"expected {event.expected}")
+    top.set(xscale="log", xlim=(axis.edges[0], axis.edges[-1]), ylabel="Events", xlabel="|visible − targets − dropped| / visible energy")
+    _draw_counts(top, errors, label=f"{_entries(len(closure), 0)}; {EXACT_CLOSURE}", is_log=True)
     high = max(1.5 * fraction.high, float(np.quantile(dropped, 0.995)) if len(dropped) else 0.0)
     drops = hist.Hist.new.Reg(60, 0, high, name="value").Double()
     drops.fill(dropped)
     outside = len(dropped) - int(drops.values().sum())
-    bottom.axvspan(0, fraction.high, color=GREEN, alpha=0.13, linewidth=0, label=f"of all events together expected {fraction.expected}")
-    label = f"events {len(dropped)}, outside {outside}"
-    mplhep.histplot(drops.values(), drops.axes[0].edges, yerr=np.sqrt(drops.values()), ax=bottom, histtype="step", color=BLUE, label=label)
-    bottom.axvline(fraction.value.value, color=ORANGE, linestyle="--", label=f"of all events together {fraction.value.value:.4f}")
-    bottom.set(
-        xlabel="Dropped / visible energy", ylabel="Events", xlim=(0, high), yscale="log", ylim=(0.3, 60 * max(drops.values().max(), 1))
-    )
-    bottom.legend(loc="upper right", title=_verdict(fraction.status))
-    _finish(figure, gate, f"{shard.what}: {shard.observed}; {manifest.what}: {manifest.observed}; largest of an event: {event.observed}")
-    numbers = {"closure_edges": edges, "closure_counts": counts, "dropped_edges": drops.axes[0].edges, "dropped_counts": drops.values()}
-    return figure, numbers
+    bottom.axvspan(0, fraction.high, color=GREEN, alpha=0.13, linewidth=0, label=f"all events together: expected {fraction.expected}")
+    bottom.axvline(fraction.value.value, color=ORANGE, linestyle="--", label=f"observed {fraction.observed or '-'}")
+    bottom.set(xlabel="Dropped / visible energy", ylabel=f"Events / {high / 60:.2g}", xlim=(0, high))
+    _draw_counts(bottom, drops, label=_entries(len(dropped), outside), is_log=True)
+    _finish(figure, gate, "\n".join(sentence(m) for m in gate.measurements))
+    return figure, {
+        "closure_edges": axis.edges,
+        "closure_counts": errors.values(),
+        "dropped_edges": drops.axes[0].edges,
+        "dropped_counts": drops.values(),
+    }
 
 
 @styled
@@ -301,17 +353,16 @@ def draw_manifest(gate: GateResult) -> Drawn:
     """Every count as the manifest says it and as the shards hold it."""
     said, held = gate.numbers["manifest"], gate.numbers["shards"]
     names = list(dict.fromkeys([*said, *held]))
-    figure = new_figure(width=7.0, height=1.8 + 0.27 * len(names))
+    figure = new_figure(width=7.6, height=1.8 + 0.27 * len(names))
     axes = figure.subplots()
-    rows = np.arange(len(names))
     values = {"manifest.json": [said.get(n, 0) for n in names], "shards": [held.get(n, 0) for n in names]}
     is_wrong = np.array(values["manifest.json"]) != np.array(values["shards"])
-    axes.barh(rows, np.maximum(values["shards"], 0.5), color=np.where(is_wrong, RED, "0.85"), label="shards")
-    axes.plot(np.maximum(values["manifest.json"], 0.5), rows, marker="|", markersize=11, linestyle="", color=BLUE, markeredgewidth=2.5)
-    axes.set(
-        xscale="log", xlabel="Number", xlim=(0.5, 3 * max(1, *values["shards"], *values["manifest.json"])), ylim=(len(rows) - 0.4, -0.6)
-    )
-    _name_rows(axes, names)
+    axes.barh(range(len(names)), values["shards"], color=np.where(is_wrong, RED, "0.85"))
+    marked = [n or np.nan for n in values["manifest.json"]]
+    axes.plot(marked, range(len(names)), marker="|", markersize=11, linestyle="", color=BLUE, markeredgewidth=2.5)
+    axes.set(xscale="log", xlabel="Number", xlim=(0.5, 2 * max(1, *values["shards"], *values["manifest.json"])))
+    numbers = [f"{here} (manifest: {there})" if here != there else str(here) for there, here in zip(*values.values(), strict=True)]
+    _name_rows(axes, names, numbers)
     _finish(figure, gate, "bars: counted in the shards (red: differs); blue marks: manifest.json")
     return figure, {"names": names, **values}
 
@@ -319,15 +370,15 @@ def draw_manifest(gate: GateResult) -> Drawn:
 @styled
 def draw_repeats(gate: GateResult) -> Drawn:
     """How many events occur once, twice, more often."""
-    times = np.array(gate.numbers["times"], float)
-    counts = np.array([times[1], times[2], times[3:].sum()])
+    times = gate.numbers["times"]
+    counts = [times[1], times[2], sum(times[3:])]
     figure = new_figure(width=5.4, height=4.0)
     axes = figure.subplots()
-    bars = axes.bar(range(3), np.maximum(counts, 0.3), color=[BLUE, RED, RED], width=0.6)
-    axes.bar_label(bars, [f"{n:.0f}" for n in counts], padding=3)
-    axes.set(yscale="log", ylim=(0.5, 20 * max(counts.max(), 1)), ylabel="Events (different uids)")
+    _draw_numbers(axes, np.arange(3), counts, [BLUE, RED, RED], width=0.6)
+    axes.set(ylabel="Events (different uids)", xlim=(-0.6, 2.6))
     axes.set_xticks(range(3), ["once", "twice", "more often"])
-    axes.tick_params(axis="x", which="minor", bottom=False, top=False)
+    axes.tick_params(axis="x", which="both", bottom=False, top=False)
+    _scale_counts(axes, max(*counts, 1), is_log=max(counts) >= MIN_PEAK_FOR_LOG, lowest=0.5)
     _finish(figure, gate, "expected: all once")
     return figure, {"once": counts[0], "twice": counts[1], "more": counts[2]}
 
@@ -343,9 +394,13 @@ def draw_note(gate: GateResult) -> Drawn:
     return figure, {}
 
 
-def _name_rows(axes: Axes, names: list[str]) -> None:
+def _name_rows(axes: Axes, names: list[str], numbers: list[str]) -> None:
+    """The rows of horizontal bars: names on the left, numbers on the right, where no bar hides them."""
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.tick_params(axis="y", which="both", length=0)
+    axes.tick_params(axis="both", which="both", left=False, right=False, top=False)
+    for row, text in enumerate(numbers):
+        axes.text(1.015, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
 
 
 def _verdict(status: Status) -> str:
@@ -356,5 +411,5 @@ def _finish(figure: Figure, gate: GateResult, text: str) -> None:
     """The gate's title with its verdict above; below, what else there is to say and what exactly is looked at."""
     colour = {Status.PASS: GREEN, Status.FAIL: RED}.get(gate.status, "0.35")
     figure.suptitle(f"{gate.title}: {_verdict(gate.status)}", fontsize=13, color=colour)
-    width = int(13.5 * figure.get_figwidth())
+    width = int(15.5 * figure.get_figwidth())
     figure.supxlabel("\n".join([*([text] if text else []), *textwrap.wrap(gate.definition, width)]), fontsize=8.5, color="0.25")

@@ -1,6 +1,6 @@
 """`check_data(folder)`: what the gates say of a data set. Numbers only; `report/data_checks.py` draws them.
 
-A new gate is one class (a name, a definition, `add` and `result`) and one entry in GATES.
+A new gate is one class (a name, a title, a definition, and its `rules` or `ratios`) and one entry in GATES.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pfscale.shards.gate import EventBatch, Gate, GateResult, Mask, Status, worst
+from pfscale.shards.gate import EventBatch, Gate, GateResult, Mask, ViolationGate
 from pfscale.shards.manifest import Manifest, load_manifest
+from pfscale.shards.measurement import MIN_EVENTS_TO_RESAMPLE, SIGNIFICANCE, Status, worst
 from pfscale.shards.physics_gates import (
     ClassGate,
     ClusterEnergyGate,
@@ -83,13 +84,14 @@ def check_data(directory: str | Path | Folder, *, progress: Callable[[int], None
     """
     folder = open_folder(directory)
     manifest = load_manifest(folder)
-    finite, indices = FiniteGate(manifest), IndexGate(manifest)
-    gates = [{FiniteGate: finite, IndexGate: indices}.get(kind) or kind(manifest) for kind in GATES]
+    gates = [kind(manifest) for kind in GATES]
+    guards = [gate for gate in gates if isinstance(gate, ViolationGate) and gate.is_guard]
+    others = [gate for gate in gates if gate not in guards]
     counts = np.zeros(3, np.int64)
     for batch in _batches(folder, manifest):
-        usable = batch.select(~(finite.bad_events(batch) | indices.bad_events(batch)))
+        usable = batch.select(~np.any([np.zeros(batch.num_events, bool), *(guard.spoiled(batch) for guard in guards)], axis=0))
         sample = usable.select(_is_in_sample(usable.of_event("uid"), manifest.num_events))
-        for gate in gates:
+        for gate in others:
             gate.add(sample if gate.is_physics else usable if gate.needs_usable_events else batch)
         counts += (batch.num_events, usable.num_events, sample.num_events)
         if progress is not None:
@@ -132,10 +134,14 @@ def _table(checks: DataChecks) -> Group:
     lines = [Text(f"{gate.name}: {example}", "red") for gate in checks.failed for example in gate.examples]
     number = {status: sum(gate.status is status for gate in checks.gates) for status in Status}
     counted = ", ".join(f"{count} {_IN_WORDS[status]}" for status, count in number.items() if count)
-    legend = Text("± is from resampling events (entries, where there are fewer than 10 events)", "dim")
+    legend = Text(_ERRORS, "dim")
     return Group(Text(_heading(checks), "bold"), Text(), table, legend, Text(), *lines, Text(f"gates: {counted}"))
 
 
+_ERRORS = (
+    f"errors of medians: events resampled (entries, below {MIN_EVENTS_TO_RESAMPLE} events)\n"
+    f"of fractions: Wilson's interval; a value more than {SIGNIFICANCE:g} errors out of range fails"
+)
 _IN_WORDS = {
     Status.PASS: "passed",
     Status.FAIL: "failed",
@@ -164,13 +170,14 @@ def _rows(gate: GateResult) -> Iterator[tuple[str | Text, ...]]:
         yield Text(gate.title, "bold"), "none", f"{found:.0f}", str(checked), _coloured(status)
     elif len(others) == 1:
         (only,) = others
-        title = Text(f"{gate.title} ({gate.note})" if gate.note else gate.title, "bold")
-        yield title, only.expected, only.observed, str(only.num_entries), _coloured(only.status)
+        yield Text(gate.title, "bold"), only.expected, only.observed, only.entries, _coloured(only.status)
+        if gate.note:
+            yield f"  {gate.note}", "", "", "", ""
         return
     else:
         yield Text(gate.title, "bold"), "", "", "", ""
     for m in broken + others:
-        yield f"  {m.what}", m.expected, m.observed, str(m.num_entries), _coloured(m.status)
+        yield f"  {m.what}", m.expected, m.observed, m.entries, _coloured(m.status)
 
 
 def _coloured(status: Status) -> Text:

@@ -1,11 +1,16 @@
-"""What a gate on a data set is: events go in, measurements with their expected ranges come out; pass, fail, or too few entries to say."""
+"""What a gate on a data set is: events go in, measurements with their expected ranges come out.
+
+Most gates are a few lines on top of one of two: a `ViolationGate` names the rows that break a rule, a `RatioGate` gives ratios whose median
+and core have to be where its `expectations` say.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,72 +18,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap, ratio
-from pfscale.physics.response import summarise
+from pfscale.physics.bootstrap import Estimate
 from pfscale.shards.manifest import Manifest
+from pfscale.shards.measurement import Entries, Measurement, Status, count_violations, worst
 from pfscale.shards.ragged import list_leaves, struct_leaf
 from pfscale.shards.schema import COLUMNS
 
-MIN_ENTRIES = 10  # fewer have no median worth the name
-MIN_EVENTS_TO_RESAMPLE = 10  # with fewer events the error comes from resampling entries, as if they were independent
-SIGNIFICANCE = 3.0  # a value outside its range by less than this many standard errors is a fluctuation: more events will tell
-BOOTSTRAP_SEED = 1
 MAX_EXAMPLES = 3  # of violations named for each kind
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-
-class Status(StrEnum):
-    """What a gate says: TOO_FEW is too few entries to tell, neither pass nor fail. Only FAIL makes the command fail."""
-
-    PASS = "pass"
-    FAIL = "FAIL"
-    TOO_FEW = "too few"
-    NOT_APPLICABLE = "n/a"
-
-
-_WORST_FIRST = (Status.FAIL, Status.TOO_FEW, Status.PASS, Status.NOT_APPLICABLE)
-
-
-def worst(statuses: list[Status]) -> Status:
-    """FAIL if any is, else TOO_FEW if any is, else PASS if any is."""
-    return next((status for status in _WORST_FIRST if status in statuses), Status.NOT_APPLICABLE)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One number of a gate: `value` is expected in [low, high] (inclusive, `unit`); `num_entries` went into it."""
-
-    what: str
-    low: float
-    high: float
-    value: Estimate
-    num_entries: int
-    status: Status
-    unit: str = ""
-
-    @property
-    def expected(self) -> str:
-        """The range in words."""
-        unit = f" {self.unit}" if self.unit else ""
-        if math.isnan(self.low):
-            return ""
-        if self.low == self.high:
-            return f"{self.low:g}{unit}"
-        if math.isinf(self.high):
-            return f"≥ {self.low:g}{unit}"
-        return f"≤ {self.high:g}{unit}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}{unit}"
-
-    @property
-    def observed(self) -> str:
-        """The value with its uncertainty in words."""
-        value, error = self.value.value, self.value.error
-        if math.isnan(value):
-            return "" if self.status is Status.NOT_APPLICABLE else "-"
-        if math.isfinite(error):
-            return str(self.value) if error >= 1e-5 else f"{value:.5f}"
-        return f"{value:.0f}" if value == round(value) else f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -191,7 +140,7 @@ class EventBatch:
         return f"{file}:{entry} (row {self.rows_in_shard[event]} of {self.shard})"
 
 
-class Gate:
+class Gate(ABC):
     """Sums over batches of events, then the result. A subclass says its name, title and definition, adds batches and measures.
 
     Attributes:
@@ -208,13 +157,13 @@ class Gate:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
 
+    @abstractmethod
     def add(self, batch: EventBatch) -> None:
         """Takes a batch of events in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> GateResult:
         """What all events together say."""
-        raise NotImplementedError
 
     def _result(self, *measurements: Measurement, **others: Any) -> GateResult:
         return GateResult(self.name, self.title, self.definition, measurements, **others)
@@ -224,86 +173,122 @@ class Gate:
         return self._result(nothing, note=note)
 
 
-class Entries:
-    """Values with the event that each belongs to, gathered batch by batch."""
+@dataclass(frozen=True)
+class Rule:
+    """One rule applied to the rows of a batch: which are bad, and the event of each. `kind` is what bad ones are called.
 
-    def __init__(self) -> None:
-        self._values: list[NDArray[np.float32]] = []
-        self._events: list[NDArray[np.int32]] = []
-        self._num_events = 0
+    `spoils_event`: an event with a bad row is not usable by gates that rely on the rule.
+    """
 
-    def add(self, values: ArrayLike, event: ArrayLike, num_events: int) -> None:
-        """Takes in values of the events 0 ... num_events - 1 of the next batch."""
-        self._values.append(np.asarray(values, np.float32))
-        self._events.append((np.asarray(event, np.int64) + self._num_events).astype(np.int32))
-        self._num_events += num_events
-
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """All values."""
-        return np.concatenate([*self._values, np.zeros(0, np.float32)])
-
-    def median(self, what: str, low: float, high: float, *, unit: str = "") -> Measurement:
-        """The median, expected in [low, high], with its error from resampling events (entries, where there are few events)."""
-        values = self.values
-        event, bootstrap = self._resampling()
-        estimate = summarise(values, event, bootstrap).median
-        return Measurement(what, low, high, estimate, len(values), judge(estimate, len(values), low, high), unit)
-
-    def fraction_within(self, what: str, low: float, high: float, *, at_least: float) -> Measurement:
-        """The fraction of values in [low, high], expected to be `at_least` so large: sees mix-ups, which a median does not."""
-        values = self.values
-        event, bootstrap = self._resampling()
-        inside = (values >= low) & (values <= high)
-        num_inside, num_all = (np.bincount(event, weights, minlength=bootstrap.num_events)[:, None] for weights in (inside, None))
-        (estimate,) = ratio(num_inside, num_all, bootstrap)
-        return Measurement(what, at_least, math.inf, estimate, len(values), judge(estimate, len(values), at_least, math.inf))
-
-    def _resampling(self) -> tuple[NDArray[np.int32], EventBootstrap]:
-        """(what each value is resampled with, the replicas): its event, or itself where there are few events."""
-        event, num_events = np.concatenate([*self._events, np.zeros(0, np.int32)]), self._num_events
-        if len(np.unique(event)) < MIN_EVENTS_TO_RESAMPLE:
-            event, num_events = np.arange(len(event), dtype=np.int32), len(event)
-        return event, event_bootstrap(num_events, seed=BOOTSTRAP_SEED)
+    kind: str
+    is_bad: Mask
+    event: Indices
+    spoils_event: bool = True
 
 
-def judge(estimate: Estimate, num_entries: int, low: float, high: float) -> Status:
-    """PASS inside [low, high], FAIL outside; TOO_FEW below MIN_ENTRIES entries, or if the distance may be a fluctuation."""
-    if num_entries < MIN_ENTRIES:
-        return Status.TOO_FEW
-    if low <= estimate.value <= high:
-        return Status.PASS
-    distance = max(low - estimate.value, estimate.value - high)
-    return Status.TOO_FEW if distance <= SIGNIFICANCE * estimate.error else Status.FAIL
+class ViolationGate(Gate):
+    """Counts rows that break a rule, kind by kind, with the first events in which one did. Expected are none.
 
+    Attributes:
+        is_guard: events that it finds spoiled are shown to no gate that needs usable ones.
+    """
 
-class Violations:
-    """Counts of what must not happen, kind by kind, with the first events in which it did."""
+    is_guard: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
         self._checked: dict[str, int] = {}
         self._found: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, kind: str, is_bad: Mask, event: ArrayLike, batch: EventBatch) -> None:
-        """Takes in whether each of some rows, whose events are `event`, is bad."""
-        self._checked[kind] = self._checked.get(kind, 0) + len(is_bad)
-        self._found[kind] = self._found.get(kind, 0) + int(is_bad.sum())
-        examples = self._examples.setdefault(kind, [])
-        if is_bad.any() and len(examples) < MAX_EXAMPLES:
-            for number in np.unique(np.asarray(event)[is_bad])[: MAX_EXAMPLES - len(examples)]:
-                examples.append(f"{kind}: {batch.name_event(int(number))}")
+    @abstractmethod
+    def rules(self, batch: EventBatch) -> Iterator[Rule]:
+        """Every rule applied to a batch; called once for each."""
 
-    def measurements(self) -> tuple[Measurement, ...]:
-        """One per kind: how often it happened, expected 0."""
+    def add(self, batch: EventBatch) -> None:
+        self.spoiled(batch)
+
+    def spoiled(self, batch: EventBatch) -> Mask:
+        """Takes a batch in and returns (E,) which of its events are not usable."""
+        is_spoiled = np.zeros(batch.num_events, bool)
+        for rule in self.rules(batch):
+            self._count(rule, batch)
+            if rule.spoils_event:
+                is_spoiled[rule.event[rule.is_bad]] = True
+        return is_spoiled
+
+    def result(self) -> GateResult:
+        return self._result(*self.counted(), examples=self.examples())
+
+    def counted(self) -> tuple[Measurement, ...]:
+        """One measurement per kind: how often it happened, expected 0."""
         return tuple(count_violations(kind, self._found[kind], checked) for kind, checked in self._checked.items())
 
     def examples(self) -> tuple[str, ...]:
         """The first violations."""
         return tuple(example for examples in self._examples.values() for example in examples)
 
+    def _count(self, rule: Rule, batch: EventBatch) -> None:
+        kind = rule.kind
+        self._checked[kind] = self._checked.get(kind, 0) + len(rule.is_bad)
+        self._found[kind] = self._found.get(kind, 0) + int(rule.is_bad.sum())
+        examples = self._examples.setdefault(kind, [])
+        if rule.is_bad.any() and len(examples) < MAX_EXAMPLES:
+            for number in np.unique(rule.event[rule.is_bad])[: MAX_EXAMPLES - len(examples)]:
+                examples.append(f"{kind}: {batch.name_event(int(number))}")
 
-def count_violations(what: str, found: int, checked: int) -> Measurement:
-    """A measurement that passes if nothing was found, and is not applicable where nothing could be checked."""
-    status = Status.FAIL if found else Status.PASS if checked else Status.NOT_APPLICABLE
-    return Measurement(what, 0.0, 0.0, Estimate(float(found), math.nan), checked, status)
+
+@dataclass(frozen=True)
+class Median:
+    """The median of the entries called `of` is expected in [low, high], in `unit`."""
+
+    of: str
+    low: float
+    high: float
+    unit: str = ""
+
+    def measure(self, entries: Entries) -> Measurement:
+        return entries.median(f"{self.of}, median", self.low, self.high, unit=self.unit)
+
+
+@dataclass(frozen=True)
+class Most:
+    """Of the entries called `of` at least the fraction `at_least` is expected in [low, high]; `what` is this in words."""
+
+    of: str
+    low: float
+    high: float
+    at_least: float
+    what: str = ""
+
+    def measure(self, entries: Entries) -> Measurement:
+        what = self.what or f"{self.of} in {self.low:g} to {self.high:g}"
+        return entries.fraction_within(what, self.low, self.high, at_least=self.at_least)
+
+
+class RatioGate(Gate):
+    """Ratios (or differences) of what should be the same. `expectations`: the medians first, each drawn as a histogram, then the others."""
+
+    is_physics = True
+    expectations: ClassVar[tuple[Median | Most, ...]]
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.entries: defaultdict[str, Entries] = defaultdict(Entries)
+
+    @abstractmethod
+    def ratios(self, batch: EventBatch) -> Mapping[str, tuple[ArrayLike, ArrayLike]]:
+        """(values, event of each) in a batch, by what they are of."""
+
+    def add(self, batch: EventBatch) -> None:
+        for of, (values, event) in self.ratios(batch).items():
+            self.entries[of].add(values, event, batch.num_events)
+
+    def expected(self) -> tuple[Median | Most, ...]:
+        """The expectations that apply to these data."""
+        return self.expectations
+
+    def result(self) -> GateResult:
+        expected = self.expected()
+        distributions = {e.of: self.entries[e.of].values for e in expected if isinstance(e, Median)}
+        return self._result(*(e.measure(self.entries[e.of]) for e in expected), distributions=distributions)

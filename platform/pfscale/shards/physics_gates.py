@@ -6,18 +6,20 @@ Ranges are those of the field's reference where it has one (physics-spec 5); whe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from particle.pdgid import literals as pid
 
-from pfscale.physics.bootstrap import Estimate, event_bootstrap, ratio
+from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.jets import cluster_jets
 from pfscale.physics.kinematics import cartesian, sum_per_event
 from pfscale.physics.matching import match_jets
 from pfscale.physics.response import response
-from pfscale.shards.gate import BOOTSTRAP_SEED, Entries, EventBatch, Gate, GateResult, Measurement, Status, judge
+from pfscale.shards.gate import EventBatch, Gate, GateResult, Median, Most, RatioGate
 from pfscale.shards.manifest import Manifest
+from pfscale.shards.measurement import Measurement, Status
 from pfscale.shards.schema import CLASSES
 
 TRACK_PT_RANGE = (0.8, 1.2)  # reference
@@ -38,6 +40,7 @@ MAX_BOOST_SPREAD = 1.0  # GeV; collisions have one boost, single-particle files 
 MIN_JET_PT_TO_MATCH = 10.0  # GeV, twice the clustering threshold, so that no partner is lost below it
 MIN_TARGETS_FOR_CLASSES = 1000  # the rarest class is about 1% of the targets of physics events: none among 1000 is no chance
 PHOTON, MUON = int(pid.photon), int(pid.mu_minus)
+Ratios = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 
 class ClassGate(Gate):
@@ -69,7 +72,7 @@ class ClassGate(Gate):
         )
 
 
-class TrackMomentumGate(Gate):
+class TrackMomentumGate(RatioGate):
     """Tracks have the momenta of their particles."""
 
     name = "track_pt"
@@ -78,30 +81,19 @@ class TrackMomentumGate(Gate):
         "pt of the fitted track over that of the charged particle that it carries (gen_particle, without what is merged into the target;"
         " photons on one leg of a conversion are left out). The magnetic field of the detector's table is in it."
     )
-    is_physics = True
+    expectations = (Median("tracks", *TRACK_PT_RANGE), Most("tracks", *TRACK_PT_RANGE, at_least=MIN_WITHIN_WIDE))
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._ratios = Entries()
-
-    def add(self, batch: EventBatch) -> None:
+    def ratios(self, batch: EventBatch) -> Ratios:
         particles, targets = batch.lists["gen_particle"], batch.targets
         rows = np.flatnonzero(targets["is_track"])
         rows = rows[targets["gen"][rows] >= 0]
         gen = targets["gen"][rows]
         charged = particles["charge"][gen] != 0
         track_pt = batch.lists["track"]["pt"][rows[charged]]
-        self._ratios.add(response(track_pt, particles["pt"][gen[charged]]), targets.event[rows[charged]], batch.num_events)
-
-    def result(self) -> GateResult:
-        measurements = (
-            self._ratios.median("charged particles, median", *TRACK_PT_RANGE),
-            self._ratios.fraction_within("fraction in 0.8 to 1.2", *TRACK_PT_RANGE, at_least=MIN_WITHIN_WIDE),
-        )
-        return self._result(*measurements, distributions={"charged particles": self._ratios.values})
+        return {"tracks": (response(track_pt, particles["pt"][gen[charged]]), targets.event[rows[charged]])}
 
 
-class HitEnergyGate(Gate):
+class HitEnergyGate(RatioGate):
     """Hits add up to the energies of the particles."""
 
     name = "hit_energy"
@@ -111,69 +103,54 @@ class HitEnergyGate(Gate):
         " (gen_particle). Events: hit energy of all clusters over the energy of all visible particles but muons, which pass the"
         " calorimeters. Charged particles have no entry of their own: their tracks carry them, and shards keep hit sums of carriers only."
     )
-    is_physics = True
+    expectations = (
+        Median("photons", *HIT_ENERGY_RANGE),
+        Median("neutral hadrons", *NEUTRAL_HADRON_RANGE),
+        Median("events", *HIT_ENERGY_RANGE),
+        Most("photons", *WIDE, at_least=MIN_WITHIN_WIDE),
+    )
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._photons, self._hadrons, self._events = Entries(), Entries(), Entries()
-
-    def add(self, batch: EventBatch) -> None:
-        if self.manifest.simulation == "fast":
-            return
+    def ratios(self, batch: EventBatch) -> Ratios:
         particles, targets, clusters = batch.lists["gen_particle"], batch.targets, batch.lists["cluster"]
         rows = np.flatnonzero(~targets["is_track"] & (targets["gen"] >= 0))
-        gen = targets["gen"][rows]
+        gen, of_target = targets["gen"][rows], targets.event[rows]
         values = response(targets["gp_to_cluster"][rows], particles["energy"][gen])
         is_photon = particles["pdg"][gen] == PHOTON
         is_hadron = ~is_photon & (particles["charge"][gen] == 0)
-        for entries, chosen in ((self._photons, is_photon), (self._hadrons, is_hadron)):
-            entries.add(values[chosen], targets.event[rows[chosen]], batch.num_events)
         seen = np.abs(particles["pdg"]) != MUON
         hits = clusters["energy_ecal"].astype(np.float64) + clusters["energy_hcal"] + clusters["energy_other"]
         expected = sum_per_event(particles.event, particles["energy"] * seen, num_events=batch.num_events)
         event = np.flatnonzero(expected > 0)
         of_events = sum_per_event(clusters.event, hits, num_events=batch.num_events)[event] / expected[event]
-        self._events.add(of_events, event, batch.num_events)
+        return {
+            "photons": (values[is_photon], of_target[is_photon]),
+            "neutral hadrons": (values[is_hadron], of_target[is_hadron]),
+            "events": (of_events, event),
+        }
+
+    def add(self, batch: EventBatch) -> None:
+        if self.manifest.simulation != "fast":
+            super().add(batch)
 
     def result(self) -> GateResult:
-        if self.manifest.simulation == "fast":
-            return self._not_applicable("fast simulation has no hits")
-        measurements = (
-            self._photons.median("photons, median", *HIT_ENERGY_RANGE),
-            self._hadrons.median("neutral hadrons, median", *NEUTRAL_HADRON_RANGE),
-            self._events.median("events, median", *HIT_ENERGY_RANGE),
-            self._photons.fraction_within("photons in 0.5 to 2", *WIDE, at_least=MIN_WITHIN_WIDE),
-        )
-        distributions = {"photons": self._photons.values, "neutral hadrons": self._hadrons.values, "events": self._events.values}
-        return self._result(*measurements, distributions=distributions)
+        return self._not_applicable("no hits in fast simulation") if self.manifest.simulation == "fast" else super().result()
 
 
-class ClusterEnergyGate(Gate):
+class ClusterEnergyGate(RatioGate):
     """Clusters have the energies of the photons that they carry."""
 
     name = "cluster_energy"
     title = "cluster / target, energy"
     definition = "Energy of the cluster over that of its target, for targets of class 22 (with what is merged into them)."
-    is_physics = True
+    expectations = (Median("photons", *CLUSTER_ENERGY_RANGE), Most("photons", *WIDE, at_least=MIN_WITHIN_WIDE))
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._ratios = Entries()
-
-    def add(self, batch: EventBatch) -> None:
+    def ratios(self, batch: EventBatch) -> Ratios:
         clusters, targets = batch.lists["cluster"], batch.lists["cluster_target"]
         rows = np.flatnonzero(targets["class"] == CLASSES.index(str(PHOTON)))
-        self._ratios.add(response(clusters["energy"][rows], targets["energy"][rows]), clusters.event[rows], batch.num_events)
-
-    def result(self) -> GateResult:
-        measurements = (
-            self._ratios.median("photons, median", *CLUSTER_ENERGY_RANGE),
-            self._ratios.fraction_within("photons in 0.5 to 2", *WIDE, at_least=MIN_WITHIN_WIDE),
-        )
-        return self._result(*measurements, distributions={"photons": self._ratios.values})
+        return {"photons": (response(clusters["energy"][rows], targets["energy"][rows]), clusters.event[rows])}
 
 
-class TargetJetGate(Gate):
+class TargetJetGate(RatioGate):
     """Jets of the targets are the gen jets."""
 
     name = "target_jets"
@@ -182,15 +159,12 @@ class TargetJetGate(Gate):
         "Jets of the targets' four-momenta, clustered as the gen jets are and matched to them one-to-one within deltaR < 0.1; gen jets"
         f" with pt > {MIN_JET_PT_TO_MATCH:g} GeV. The median says that targets keep the energy, the matched fraction that none is lost."
     )
-    is_physics = True
+    expectations = (
+        Median("matched jets", *JET_RESPONSE_RANGE),
+        Most("is matched", 1, 1, at_least=MIN_MATCHED_FRACTION, what="gen jets matched"),
+    )
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._ratios = Entries()
-        self._matched: list[NDArray[np.int64]] = []
-        self._wanted: list[NDArray[np.int64]] = []
-
-    def add(self, batch: EventBatch) -> None:
+    def ratios(self, batch: EventBatch) -> Ratios:
         targets, gen, num = batch.targets, batch.lists["gen_jet"], batch.num_events
         rows = np.flatnonzero(targets["class"] > 0)
         phi = np.arctan2(targets["sin_phi"][rows], targets["cos_phi"][rows])
@@ -207,23 +181,15 @@ class TargetJetGate(Gate):
             gen_eta=gen["eta"][wanted],
             gen_phi=gen["phi"][wanted],
         )
-        self._ratios.add(response(jets.pt[matches.reco], gen["pt"][wanted[matches.gen]]), gen_event[matches.gen], num)
-        self._matched.append(np.bincount(gen_event[matches.gen], minlength=num))
-        self._wanted.append(np.bincount(gen_event, minlength=num))
-
-    def result(self) -> GateResult:
-        matched, wanted = (np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in (self._matched, self._wanted))
-        num_jets = int(wanted.sum())
-        (fraction,) = ratio(matched[:, None], wanted[:, None], event_bootstrap(len(wanted), seed=BOOTSTRAP_SEED))
-        status = judge(fraction, num_jets, MIN_MATCHED_FRACTION, math.inf)
-        measurements = (
-            self._ratios.median("matched jets, median", *JET_RESPONSE_RANGE),
-            Measurement("gen jets matched", MIN_MATCHED_FRACTION, math.inf, fraction, num_jets, status),
-        )
-        return self._result(*measurements, distributions={"matched jets": self._ratios.values})
+        is_matched = np.zeros(len(wanted), bool)
+        is_matched[matches.gen] = True
+        return {
+            "matched jets": (response(jets.pt[matches.reco], gen["pt"][wanted[matches.gen]]), gen_event[matches.gen]),
+            "is matched": (is_matched, gen_event),
+        }
 
 
-class JetMemberGate(Gate):
+class JetMemberGate(RatioGate):
     """The particles that name a gen jet add up to it."""
 
     name = "jet_members"
@@ -231,28 +197,17 @@ class JetMemberGate(Gate):
     definition = (
         "Energy of the visible gen-level particles whose jet_idx names a gen jet over the energy of that jet; the rest was not visible."
     )
-    is_physics = True
+    expectations = (Median("gen jets", *JET_RESPONSE_RANGE), Most("gen jets", *NARROW, at_least=MIN_WITHIN_NARROW))
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._ratios = Entries()
-
-    def add(self, batch: EventBatch) -> None:
+    def ratios(self, batch: EventBatch) -> Ratios:
         particles, jets = batch.lists["gen_particle"], batch.lists["gen_jet"]
         member = np.flatnonzero((particles["jet_idx"] >= 0) & particles["is_gen_level"])
         jet = jets.offsets[particles.event[member]] + particles["jet_idx"][member]
         energy = sum_per_event(jet, particles["energy"][member], num_events=len(jets))
-        self._ratios.add(response(energy, jets["energy"]), jets.event, batch.num_events)
-
-    def result(self) -> GateResult:
-        measurements = (
-            self._ratios.median("gen jets, median", *JET_RESPONSE_RANGE),
-            self._ratios.fraction_within("fraction in 0.9 to 1.1", *NARROW, at_least=MIN_WITHIN_NARROW),
-        )
-        return self._result(*measurements, distributions={"gen jets": self._ratios.values})
+        return {"gen jets": (response(energy, jets["energy"]), jets.event)}
 
 
-class MissingMomentumGate(Gate):
+class MissingMomentumGate(RatioGate):
     """Missing momentum is what the neutrinos carry away, less the boost of the crossing angle."""
 
     name = "missing_momentum"
@@ -262,25 +217,20 @@ class MissingMomentumGate(Gate):
         " (lost along the beams), so the medians are 0 and most events have little left over. Files of single particles (their boost_px"
         " differs from event to event) are balanced on average only."
     )
-    is_physics = True
+    expectations = (
+        Median("px left over", *MISSING_MOMENTUM_RANGE, unit="GeV"),
+        Median("py left over", *MISSING_MOMENTUM_RANGE, unit="GeV"),
+        Most("pt left over", 0.0, MAX_IMBALANCE, at_least=MIN_BALANCED, what=f"events within {MAX_IMBALANCE:g} GeV"),
+    )
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._x, self._y, self._lost, self._boost = Entries(), Entries(), Entries(), Entries()
-
-    def add(self, batch: EventBatch) -> None:
+    def ratios(self, batch: EventBatch) -> Ratios:
         met = {name: batch.of_event(name, "gen_met") for name in ("px", "py", "neutrino_px", "neutrino_py", "boost_px")}
         event = np.arange(batch.num_events)
         x, y = met["px"] - met["neutrino_px"] + met["boost_px"], met["py"] - met["neutrino_py"]
-        for entries, values in ((self._x, x), (self._y, y), (self._lost, np.hypot(x, y)), (self._boost, met["boost_px"])):
-            entries.add(values, event, batch.num_events)
+        values = {"px left over": x, "py left over": y, "pt left over": np.hypot(x, y), "boost": met["boost_px"]}
+        return {name: (of_events, event) for name, of_events in values.items()}
 
-    def result(self) -> GateResult:
-        measurements = [
-            self._x.median("px left over, median", *MISSING_MOMENTUM_RANGE, unit="GeV"),
-            self._y.median("py left over, median", *MISSING_MOMENTUM_RANGE, unit="GeV"),
-        ]
-        boost = self._boost.values
-        if len(boost) and np.subtract(*np.quantile(boost, (0.75, 0.25))) < MAX_BOOST_SPREAD:
-            measurements.append(self._lost.fraction_within("events within 10 GeV", 0.0, MAX_IMBALANCE, at_least=MIN_BALANCED))
-        return self._result(*measurements, distributions={"px": self._x.values, "py": self._y.values})
+    def expected(self) -> tuple[Median | Most, ...]:
+        boost = self.entries["boost"].values
+        is_collision = len(boost) and np.subtract(*np.quantile(boost, (0.75, 0.25))) < MAX_BOOST_SPREAD
+        return self.expectations if is_collision else self.expectations[:-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,56 +13,49 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from pfscale.edm4hep.elements import MAY_BE_MISSING
+from pfscale.edm4hep.extraction import MAX_CLOSURE_ERROR
 from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.kinematics import sum_per_event
-from pfscale.shards.gate import EventBatch, Gate, GateResult, Mask, Measurement, Status, Violations, count_violations
+from pfscale.shards.gate import EventBatch, Gate, GateResult, Mask, Rule, ViolationGate
 from pfscale.shards.manifest import Manifest
+from pfscale.shards.measurement import Measurement, Status, at_most, count_violations
 from pfscale.shards.schema import CLASSES, COLUMNS, SPLITS
 from pfscale.shards.splits import TRAIN_FRACTION, VALIDATION_FRACTION, splits_of
 
-MAX_CLOSURE_ERROR = 1e-6  # of the visible energy; float32 sums of one event stay below 1e-7
 MAX_DROPPED_FRACTION = 0.05  # of the visible energy; full simulation and the built-in source lose 0.2 to 0.4%
 MIN_SPLIT_PROBABILITY = 1e-4  # of split counts at least so uneven, by chance
 MIN_EXPECTED_IN_SPLIT = 5.0  # events in the smallest split for the chi-square test to mean anything
 
 
-class FiniteGate(Gate):
+class FiniteGate(ViolationGate):
     """No NaN or infinity but where the schema allows a missing number."""
 
     name = "finite"
     title = "numbers are finite"
     definition = f"No number is NaN or infinite; {', '.join(MAY_BE_MISSING)} of a track may be NaN, which means not measured."
     needs_usable_events = False
+    is_guard = True
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
-        self._violations = Violations()
         self._missing: Counter[str] = Counter()
         self._entries: Counter[str] = Counter()
 
-    def add(self, batch: EventBatch) -> None:
+    def rules(self, batch: EventBatch) -> Iterator[Rule]:
         for name, values, event in _floats(batch):
-            is_bad = ~np.isfinite(values)
+            is_missing = ~np.isfinite(values)
             self._entries[name] += len(values)
-            self._missing[name] += int(is_bad.sum())
-            if not _may_be_missing(name):
-                self._violations.add(name, is_bad, event, batch)
+            self._missing[name] += int(is_missing.sum())
+            if _may_be_missing(name):  # nothing else is computed from these
+                yield Rule(f"{name} infinite", np.isinf(values), event, spoils_event=False)
             else:
-                self._violations.add(f"{name} infinite", np.isinf(values), event, batch)
-
-    def bad_events(self, batch: EventBatch) -> Mask:
-        """(E,) events with a number that is not finite and must be."""
-        is_bad = np.zeros(batch.num_events, bool)
-        for name, values, event in _floats(batch):
-            if not _may_be_missing(name):
-                is_bad[event[~np.isfinite(values)]] = True
-        return is_bad
+                yield Rule(name, is_missing, event)
 
     def result(self) -> GateResult:
         missing = {name: self._missing[name] / max(self._entries[name], 1) for name in self._entries}
         allowed = [name for name in missing if _may_be_missing(name)]
         numbers = {"missing_fraction": missing, "may_be_missing": allowed, "entries": dict(self._entries)}
-        return self._result(*self._violations.measurements(), numbers=numbers, examples=self._violations.examples())
+        return self._result(*self.counted(), numbers=numbers, examples=self.examples())
 
 
 def _may_be_missing(name: str) -> bool:
@@ -88,7 +82,7 @@ def _floats(batch: EventBatch) -> list[tuple[str, NDArray[Any], NDArray[np.int64
     return found
 
 
-class IndexGate(Gate):
+class IndexGate(ViolationGate):
     """Every index points to something."""
 
     name = "indices"
@@ -97,57 +91,34 @@ class IndexGate(Gate):
         "One target per element; every particle_number, jet_idx, owner, baseline index, class and split names something that exists."
     )
     needs_usable_events = False
+    is_guard = True
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._violations = Violations()
-
-    def add(self, batch: EventBatch) -> None:
-        for kind, is_bad, event in _index_violations(batch):
-            self._violations.add(kind, is_bad, event, batch)
-
-    @staticmethod
-    def bad_events(batch: EventBatch) -> Mask:
-        """(E,) events with an index that leads nowhere."""
-        is_bad = np.zeros(batch.num_events, bool)
-        for _, bad_rows, event in _index_violations(batch):
-            is_bad[event[bad_rows]] = True
-        return is_bad
-
-    def result(self) -> GateResult:
-        return self._result(*self._violations.measurements(), examples=self._violations.examples())
-
-
-def _index_violations(batch: EventBatch) -> list[tuple[str, Mask, NDArray[np.int64]]]:
-    """(kind, is bad, event) for each kind of index."""
-    counts = {column: rows.counts for column, rows in batch.lists.items()}
-    every, num_elements = np.arange(batch.num_events), counts["track"] + counts["cluster"]
-    particles, targets = batch.lists["gen_particle"], batch.targets
-    has_target = targets["class"] > 0
-    number, num_particles = targets["particle_number"], counts["gen_particle"][targets.event]
-    found = [
-        ("one target per track", counts["track"] != counts["track_target"], every),
-        ("one target per cluster", counts["cluster"] != counts["cluster_target"], every),
-        ("class", _outside(targets["class"], 0, len(CLASSES)), targets.event),
-        ("particle_number", np.where(has_target, _outside(number, 0, num_particles), number != -1), targets.event),
-        ("jet_idx of targets", _outside(targets["jet_idx"], -1, counts["gen_jet"][targets.event]), targets.event),
-        ("jet_idx of particles", _outside(particles["jet_idx"], -1, counts["gen_jet"][particles.event]), particles.event),
-        ("owner", _outside(particles["owner"], -1, num_elements[particles.event]), particles.event),
-        ("split", ~np.isin(batch.of_event("split").astype(str), SPLITS), every),
-    ]
-    for leaf, column in (("track_index", "track"), ("cluster_index", "cluster")):
-        rows, lists = batch.lists["baseline"], batch.lists["baseline"][leaf]
-        index = lists.flatten().to_numpy(zero_copy_only=False)
-        event = np.repeat(rows.event, lists.value_lengths().to_numpy(zero_copy_only=False))
-        found.append((f"baseline {leaf}", _outside(index, 0, counts[column][event]), event))
-    return found
+    def rules(self, batch: EventBatch) -> Iterator[Rule]:
+        counts = {column: rows.counts for column, rows in batch.lists.items()}
+        every, num_elements = np.arange(batch.num_events), counts["track"] + counts["cluster"]
+        particles, targets = batch.lists["gen_particle"], batch.targets
+        number, num_particles = targets["particle_number"], counts["gen_particle"][targets.event]
+        is_bad_number = np.where(targets["class"] > 0, _outside(number, 0, num_particles), number != -1)
+        yield Rule("one target per track", counts["track"] != counts["track_target"], every)
+        yield Rule("one target per cluster", counts["cluster"] != counts["cluster_target"], every)
+        yield Rule("class", _outside(targets["class"], 0, len(CLASSES)), targets.event)
+        yield Rule("particle_number", is_bad_number, targets.event)
+        yield Rule("jet_idx of targets", _outside(targets["jet_idx"], -1, counts["gen_jet"][targets.event]), targets.event)
+        yield Rule("jet_idx of particles", _outside(particles["jet_idx"], -1, counts["gen_jet"][particles.event]), particles.event)
+        yield Rule("owner", _outside(particles["owner"], -1, num_elements[particles.event]), particles.event)
+        yield Rule("split", ~np.isin(batch.of_event("split").astype(str), SPLITS), every)
+        for leaf, column in (("track_index", "track"), ("cluster_index", "cluster")):
+            rows, lists = batch.lists["baseline"], batch.lists["baseline"][leaf]
+            index = lists.flatten().to_numpy(zero_copy_only=False)
+            event = np.repeat(rows.event, lists.value_lengths().to_numpy(zero_copy_only=False))
+            yield Rule(f"baseline {leaf}", _outside(index, 0, counts[column][event]), event)
 
 
 def _outside(values: NDArray[Any], low: int, high: NDArray[Any] | int) -> Mask:
     return (values < low) | (values >= high)
 
 
-class LinkGate(Gate):
+class LinkGate(ViolationGate):
     """Targets, the particles they carry, and those particles' owners say the same."""
 
     name = "links"
@@ -157,30 +128,22 @@ class LinkGate(Gate):
         " particle's; every owner carries a particle; a target has energy."
     )
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self._violations = Violations()
-
-    def add(self, batch: EventBatch) -> None:
+    def rules(self, batch: EventBatch) -> Iterator[Rule]:
         targets, particles = batch.targets, batch.lists["gen_particle"]
         carrying = np.flatnonzero(targets["gen"] >= 0)
         gen, event = targets["gen"][carrying], targets.event[carrying]
-        times_carried = np.bincount(gen, minlength=len(particles))
-        self._violations.add("particle carried twice", times_carried > 1, particles.event, batch)
-        self._violations.add("owner is not the carrier", particles["owner"][gen] != targets["element"][carrying], event, batch)
+        yield Rule("particle carried twice", np.bincount(gen, minlength=len(particles)) > 1, particles.event)
+        yield Rule("owner is not the carrier", particles["owner"][gen] != targets["element"][carrying], event)
         for name in ("jet_idx", "charge", "status"):
-            self._violations.add(f"{name} differs", particles[name][gen] != targets[name][carrying], event, batch)
-        self._violations.add("target without energy", ~(targets["energy"][carrying] > 0), event, batch)
+            yield Rule(f"{name} differs", particles[name][gen] != targets[name][carrying], event)
+        yield Rule("target without energy", ~(targets["energy"][carrying] > 0), event)
         num_elements = batch.lists["track"].counts + batch.lists["cluster"].counts
         first = np.concatenate([[0], np.cumsum(num_elements)])
         is_carrier = np.zeros(first[-1], bool)
         is_carrier[first[event] + targets["element"][carrying]] = True
         owned = np.flatnonzero(particles["owner"] >= 0)
         owner = first[particles.event[owned]] + particles["owner"][owned]
-        self._violations.add("owner carries nothing", ~is_carrier[owner], particles.event[owned], batch)
-
-    def result(self) -> GateResult:
-        return self._result(*self._violations.measurements(), examples=self._violations.examples())
+        yield Rule("owner carries nothing", ~is_carrier[owner], particles.event[owned])
 
 
 class UniqueGate(Gate):
@@ -239,7 +202,7 @@ class ManifestGate(Gate):
         return self._result(measurement, numbers=numbers, examples=examples[:10])
 
 
-class SplitGate(Gate):
+class SplitGate(ViolationGate):
     """Splits follow from the hash and have the sizes that chance gives."""
 
     name = "splits"
@@ -252,14 +215,12 @@ class SplitGate(Gate):
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
-        self._violations = Violations()
         self._counts: Counter[str] = Counter()
 
-    def add(self, batch: EventBatch) -> None:
+    def rules(self, batch: EventBatch) -> Iterator[Rule]:
         split = batch.of_event("split").astype(str)
-        expected = np.array(splits_of(batch.of_event("split_hash")))
-        self._violations.add("split is not of the hash", split != expected, np.arange(batch.num_events), batch)
         self._counts.update(split.tolist())
+        yield Rule("split is not of the hash", split != np.array(splits_of(batch.of_event("split_hash"))), np.arange(batch.num_events))
 
     def result(self) -> GateResult:
         counts = np.array([self._counts[name] for name in SPLITS])
@@ -269,9 +230,9 @@ class SplitGate(Gate):
         if total * fractions.min() >= MIN_EXPECTED_IN_SPLIT:
             probability = float(chisquare(counts, total * fractions).pvalue)
             status = Status.PASS if probability >= MIN_SPLIT_PROBABILITY else Status.FAIL
-        evenness = Measurement("chance of such counts", MIN_SPLIT_PROBABILITY, math.inf, Estimate(probability, math.nan), total, status)
+        evenness = Measurement("chi-square probability", MIN_SPLIT_PROBABILITY, math.inf, Estimate(probability, math.nan), total, status)
         numbers = {"splits": list(SPLITS), "counts": counts.tolist(), "expected": (total * fractions).tolist()}
-        return self._result(*self._violations.measurements(), evenness, numbers=numbers, examples=self._violations.examples())
+        return self._result(*self.counted(), evenness, numbers=numbers, examples=self.examples())
 
 
 class ClosureGate(Gate):
@@ -316,10 +277,10 @@ class ClosureGate(Gate):
         of_shards = [abs(visible - targets - dropped) / max(visible, 1e-30) for visible, targets, dropped in shards]
         fraction = float(total[2] / total[0]) if total[0] else math.nan
         measurements = (
-            _at_most("largest of an event", float(errors.max(initial=0)), MAX_CLOSURE_ERROR, len(errors)),
-            _at_most("largest of a shard", max(of_shards, default=0.0), MAX_CLOSURE_ERROR, len(shards)),
-            _at_most("manifest against shards", float(of_manifest.max()), MAX_CLOSURE_ERROR, 3),
-            _at_most("fraction dropped", fraction, MAX_DROPPED_FRACTION, len(errors) if total[0] else 0),
+            at_most("largest of an event", float(errors.max(initial=0)), MAX_CLOSURE_ERROR, len(errors)),
+            at_most("largest of a shard", max(of_shards, default=0.0), MAX_CLOSURE_ERROR, len(shards)),
+            at_most("manifest against shards", float(of_manifest.max()), MAX_CLOSURE_ERROR, 3),
+            at_most("fraction dropped", fraction, MAX_DROPPED_FRACTION, len(errors) if total[0] else 0),
         )
         distributions = {"closure": errors, "dropped": np.concatenate([*self._dropped, np.zeros(0, np.float32)])}
         numbers = dict(zip(("visible", "targets", "dropped"), total.tolist(), strict=True))
@@ -328,8 +289,3 @@ class ClosureGate(Gate):
 
 def _relative(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _at_most(what: str, value: float, limit: float, num_entries: int) -> Measurement:
-    status = Status.NOT_APPLICABLE if not num_entries else Status.PASS if value <= limit else Status.FAIL
-    return Measurement(what, -math.inf, limit, Estimate(value, math.nan), num_entries, status)

@@ -1,4 +1,4 @@
-"""The tables of README.md: `python tests/benchmarks/ingest_speed.py FOLDER`; the samples, 16 GB, are made once in FOLDER."""
+"""The tables of README.md: `python tests/benchmarks/ingest_speed.py FOLDER`; the samples, 24 GB, are made once in FOLDER."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from measure import WRITE
 from replicate import Event, read_event, write_rntuple, write_ttree
 
 MEASURE = Path(__file__).parent / "measure.py"
-NUM_FILES = 8  # of the ingest that is spread over workers
+NUM_FILES = 16  # of the ingest that is spread over workers
 WORKERS = (1, 2)
 FACTOR = 10  # between the file sizes whose peak memories are compared
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

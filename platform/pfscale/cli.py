@@ -21,11 +21,12 @@ from rich.console import Console
 
 from pfscale.config import Config, load_config
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
+from pfscale.remote import without_secrets
 
 if TYPE_CHECKING:
     from pfscale.training.run import Run
 
-# Exit codes beside 0 and PfscaleError.exit_code (2): all files used but some set aside, data that do not pass their gates
+# Exit codes beside 0 and PfscaleError.exit_code (2): ingested, but files or events were set aside; data that do not pass their gates
 INTERRUPTED, UNEXPECTED, QUARANTINED, GATES_FAILED = 130, 1, 3, 4
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
@@ -58,16 +59,21 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """The exit code of one command: 0, the code of the user's mistake (2), 1 for anything unforeseen, 130 after Ctrl-C."""
+    """The exit code of one command.
+
+    0: done. 1: anything unforeseen, or a submitted job that failed. 2: a mistake of the user's, files that cannot be used and machines that
+    cannot do it included. 3: ingested, but files or events were set aside. 4: data that fail a gate, whatever was set aside. 130: Ctrl-C.
+    """
     for key, value in {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
         os.environ.setdefault(key, value)
     debug = "--debug" in argv
     try:
         app(args=[arg for arg in argv if arg != "--debug"], prog_name="pfscale")
     except SystemExit as done:
+        if done.code == INTERRUPTED:  # Typer's word for KeyboardInterrupt, without any for the user
+            print("interrupted; the same command goes on from what is complete", file=sys.stderr)
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is complete", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _report(error, debug=debug)
@@ -171,31 +177,52 @@ def simulate(
             file_format=file_format,
             progress=progress,
         )
-    out.print(f"{num_events} events in {len(paths)} files: {output}")
+    out.print(f"{num_events} event{'s' * (num_events != 1)} in {len(paths)} file{'s' * (len(paths) != 1)}: {output}", markup=False)
 
 
 @app.command()
 def ingest(
     output: Annotated[str, typer.Option("--output", "-o", help="folder or URL to write")],
-    files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="ROOT files, globs or URLs; none with --check")] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE...", help="ROOT files, globs, URLs or lists; none: --check only")
+    ] = None,
     detector: Annotated[str | None, typer.Option(help="clic, cld or idea; its table names collections, field and calorimeters")] = None,
-    process: Annotated[str, typer.Option(help="physics process, where the files do not say")] = "",
-    simulation: Annotated[str | None, typer.Option(help="builtin, geant4 or fast, where the files do not say")] = None,
+    process: Annotated[str, typer.Option(help="physics process, where the files do not say; else an error")] = "",
+    simulation: Annotated[str | None, typer.Option(help="builtin, geant4 or fast, where the files do not say; else an error")] = None,
     workers: Workers = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file instead of setting it aside")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file or event instead of setting it aside")] = False,
     check: Annotated[bool, typer.Option("--check", help="then run the physics gates; without FILE: on the data set in --output")] = False,
 ) -> None:
     """ROOT files to Parquet shards and a manifest.
 
-    Exit code 3 where files were set aside, 4 where the data fail a gate of --check (whose figures are in checks/ beside the shards).
+    Exit code 3 where files or events were set aside, 4 where the data fail a gate of --check (4 wins over 3).
+
+    The figures of --check are in checks/ beside the shards.
     """
-    if not files and not check:
-        raise InputFileError("no FILE to read", hint="name ROOT files, or --check to check the data set in --output")
+    if not files:
+        given = {"--detector": detector, "--process": process, "--simulation": simulation, "--workers": workers, "--strict": strict}
+        _require_check_alone(check, [name for name, value in given.items() if value], output)
     quarantined = _make_shards(files, output, detector, process, simulation, workers, strict) if files else False
     if check and not _check(output):
         raise typer.Exit(GATES_FAILED)
     if quarantined:
         raise typer.Exit(QUARANTINED)
+
+
+def _require_check_alone(check: bool, given: list[str], output: str) -> None:
+    """Checks a command without FILE: it looks at what is in `output`, so options (`given`) that say how files are read would be ignored.
+
+    Raises:
+        InputFileError: there is nothing to do, or such an option was given.
+    """
+    if not check:
+        raise InputFileError("no FILE to read", hint="name ROOT files, or --check to check the data set in --output")
+    if given:
+        which = " and ".join([", ".join(given[:-1]), given[-1]] if len(given) > 1 else given)
+        raise InputFileError(
+            f"without FILE, --check looks at the data set in {without_secrets(output)} as it is, and {which} would be ignored",
+            hint=f"leave {'it' if len(given) == 1 else 'them'} out, or name the FILEs to read",
+        )
 
 
 def _make_shards(
@@ -219,12 +246,16 @@ def _make_shards(
             strict=strict,
             progress=progress,
         )
-    out.print(f"{manifest.num_events} event{'s' * (manifest.num_events != 1)}: {output}")
+    out.print(f"{manifest.num_events} event{'s' * (manifest.num_events != 1)}: {without_secrets(output)}", markup=False)
     for bad in manifest.quarantined:
         print(f"set aside: {bad.path}: {bad.reason}" + (f"\n  -> {bad.hint}" if bad.hint else ""), file=sys.stderr)
     for reason, events in manifest.bad_events.items():
         first = f"{events[0].source}, entry {events[0].entry}"
         print(f"left out: {len(events)} event{'s' * (len(events) != 1)}: {reason} (first: {first})", file=sys.stderr)
+    if unverified := manifest.unverified:
+        number = f"{len(unverified)} file{'s' * (len(unverified) != 1)}"
+        why = f"nothing there says so, and too few tracks carry particles to show it (first: {unverified[0].name})"
+        print(f"taken on trust: detector {manifest.detector} of {number}: {why}", file=sys.stderr)
     return bool(manifest.quarantined or manifest.bad_events)
 
 
@@ -232,19 +263,22 @@ def _check(folder: str) -> bool:
     """Whether the data set fails no gate, after printing the gates."""
     from pfscale.report.data_checks import write_checks
 
-    with _progress(f"check {folder}") as progress:
+    with _progress(f"check {without_secrets(folder)}") as progress:
         checks, written = write_checks(folder, progress=progress)
     out.print(checks.table())
-    out.print(f"figures and numbers: {written}", markup=False)
+    out.print(f"figures and numbers: {without_secrets(written)}", markup=False)
     return not checks.failed
 
 
 @app.command()
 def inspect(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="shards: a folder or URL")],
-    event: Annotated[str | None, typer.Option(help="one event as a table: its number, uid:UID or FILE:ENTRY")] = None,
+    event: Annotated[str | None, typer.Option(help="one event as a table: its number (0 first), FILE:ENTRY or uid:UID")] = None,
 ) -> None:
-    """Counts, splits, classes, jets and sources of a folder of shards, or one event."""
+    """Counts, splits, classes, jets and sources of a folder of shards, or one event.
+
+    FILE is the base name of a source file. The last line without --event names the first event in each way; a uid is in its event's header.
+    """
     from pfscale.shards.inspect import inspect as describe
 
     out.print(describe(folder, event))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_edm4hep_detectors import ALLEGRO
 from test_tracking_registry import make_bundle
 
-from pfscale.cli import find_user_error, run
+from pfscale.cli import GATES_FAILED, INTERRUPTED, QUARANTINED, UNEXPECTED, find_user_error, run
+from pfscale.edm4hep.detectors import Detector
 from pfscale.errors import ConfigError, PfscaleError, ShardError, TrackingError
 from pfscale.tracking.registry import register_model
 from pfscale.tracking.runs import connect
@@ -64,10 +68,11 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a shell loop that goes on after Ctrl-C because the interrupted command reported 1 or 0."""
+def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a shell loop that goes on after Ctrl-C because the interrupted command reported 1 or 0, or said nothing."""
     failing(monkeypatch, KeyboardInterrupt())
     assert run(["models", "list"]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_usage_mistakes_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,8 +184,84 @@ def test_files_set_aside_make_the_exit_code_3(monkeypatch: pytest.MonkeyPatch, t
     """Would catch a production script that goes on with half of its files and never notices."""
     module = pytest.importorskip("pfscale.shards.ingest")
     bad = SimpleNamespace(path="broken.root", reason="not a ROOT file", hint="download it again")
-    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(bad,), bad_events={}))
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(bad,), bad_events={}, unverified=()))
     assert run(["ingest", "a.root", "broken.root", "--detector", "cld", "--output", str(tmp_path)]) == 3
     assert "broken.root" in capsys.readouterr().err
-    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(), bad_events={}))
+    monkeypatch.setattr(module, "ingest", lambda *_, **__: SimpleNamespace(num_events=5, quarantined=(), bad_events={}, unverified=()))
     assert run(["ingest", "a.root", "--detector", "cld", "--output", str(tmp_path)]) == 0
+
+
+def test_check_without_files_takes_no_option_of_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a data set that counts as checked for detector X, though X was never looked at."""
+    for option in (["--detector", "cld"], ["--process", "ttbar"], ["--simulation", "fast"], ["--strict"], ["--workers", "2"]):
+        assert run(["ingest", "--check", "--output", str(tmp_path), *option]) == 2
+        assert option[0] in capsys.readouterr().err
+    assert run(["ingest", "--check", "--output", str(tmp_path), "--strict", "--detector", "cld"]) == 2
+    told = capsys.readouterr().err
+    assert "--strict" in told
+    assert "--detector" in told
+    assert run(["ingest", "--check", "--output", str(tmp_path)]) == 2  # nothing to check there, and nothing to leave out
+    assert "leave" not in capsys.readouterr().err
+
+
+def test_what_ingest_prints_holds_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch the password of a store in a log, and brackets in a folder's name taken for colours."""
+    made = SimpleNamespace(num_events=5, quarantined=(), bad_events={}, unverified=())
+    monkeypatch.setattr("pfscale.shards.ingest.ingest", lambda *_, **__: made)
+    assert run(["ingest", "a.root", "--detector", "cld", "--output", "memory://me:secret@bucket/shards[red]"]) == 0
+    shown = capsys.readouterr()
+    assert "memory://bucket/shards[red]" in shown.out
+    assert "secret" not in shown.out + shown.err
+    assert run(["ingest", "--check", "--strict", "--output", "memory://me:secret@bucket/shards"]) == 2
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_the_readmes_exit_codes_are_all_there_are() -> None:
+    """Would catch a code that a script meets and finds nowhere explained."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = text.partition("## Exit codes")[2].partition("##")[0]
+    assert {int(code) for code in re.findall(r"^\| (\d+) ", table, re.MULTILINE)} == {
+        0,
+        UNEXPECTED,
+        PfscaleError.exit_code,
+        QUARANTINED,
+        GATES_FAILED,
+        INTERRUPTED,
+    }
+    assert {kind.exit_code for kind in PfscaleError.__subclasses__()} == {PfscaleError.exit_code}
+
+
+def test_detectors_taken_on_trust_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch files of another detector that are ingested without a word, because they have too few tracks to show it."""
+    gun = SimpleNamespace(name="gun.root")
+    made = SimpleNamespace(num_events=5, detector="cld", quarantined=(), bad_events={}, unverified=[gun])
+    monkeypatch.setattr("pfscale.shards.ingest.ingest", lambda *_, **__: made)
+    assert run(["ingest", "gun.root", "--detector", "cld", "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().err
+    assert "gun.root" in told
+    assert "cld" in told
+
+
+def test_ingests_help_names_every_detector(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a new entry in the table of detectors that nobody can find out about."""
+    from pfscale.edm4hep.detectors import DETECTORS
+
+    assert run(["ingest", "--help"]) == 0
+    assert set(DETECTORS) <= set(re.findall(r"\w+", capsys.readouterr().out))
+
+
+def test_the_readmes_new_detector_is_the_tested_one() -> None:
+    """Would catch an example entry with fields that the table no longer has, or another one than is read in a test."""
+    text = (Path(__file__).parents[2] / "platform/pfscale/edm4hep/README.md").read_text()
+    (snippet,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ALLEGRO" in code)
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    assert names["ALLEGRO"] == ALLEGRO
+
+
+def test_the_readmes_table_has_every_field_of_a_detector() -> None:
+    """Would catch a field of the table that the page on adding a detector does not know."""
+    text = (Path(__file__).parents[2] / "platform/pfscale/edm4hep/README.md").read_text()
+    table = text.partition("## Adding a detector")[2].partition("\n## ")[0]
+    named = {name for row in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named == {field.name for field in fields(Detector)}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pfscale.shards.inspect_event import FLAVOUR_NAMES, describe_event, find_event, particle_name
-from pfscale.shards.manifest import Manifest, load_manifest
+from pfscale.errors import PfscaleError, ShardError
+from pfscale.remote import base_name, is_remote, without_secrets
+from pfscale.shards.inspect_event import FLAVOUR_NAMES, describe_event, find_event, is_boosted
+from pfscale.shards.manifest import MANIFEST_FILE, REQUEST_FILE, Manifest, load_manifest
 from pfscale.shards.ragged import list_leaves, struct_leaf
-from pfscale.shards.storage import Folder, open_folder, opened_shard
+from pfscale.shards.schema import CLASSES
+from pfscale.shards.storage import Folder, LocalFolder, open_folder, opened_shard
 
-FILES_SHOWN, REASONS_SHOWN = 10, 5
+FILES_SHOWN, REASONS_SHOWN, DATA_SETS_SHOWN = 10, 5, 5
+FOLDERS_LOOKED_INTO = 50  # for data sets, where the folder given holds none itself
 EVENTS_LOOKED_AT = 50_000  # of larger data sets every n-th shard is counted
 _COUNTED = {
     "tracks": "track.list.element.pt",
@@ -34,8 +39,14 @@ _COUNTED = {
     "visible particles": "gen_particle.list.element.owner",
     "gen jets": "gen_jet.list.element.pt",
 }
+CLASS_NAMES = dict(zip(CLASSES, ("", "charged hadron", "neutral hadron", "photon", "electron", "muon"), strict=True))
 _TARGETS = ("track_target.list.element.class", "cluster_target.list.element.class")
-_OTHERS = ("gen_jet.list.element.flavour", *(f"gen_met.{name}" for name in ("px", "py", "neutrino_px", "neutrino_py", "boost_px")))
+_NAMES = ("event.file", "event.entry", "event.uid")
+_OTHERS = (
+    "gen_jet.list.element.flavour",
+    "gen_particle.list.element.energy",
+    *(f"gen_met.{name}" for name in ("px", "py", "neutrino_px", "neutrino_py", "boost_px")),
+)
 
 
 def inspect(directory: str | Path | Folder, event: int | str | None = None) -> Group:
@@ -45,21 +56,86 @@ def inspect(directory: str | Path | Folder, event: int | str | None = None) -> G
         event: its number (0 first, in the order of the shards), `uid:UID`, or `FILE:ENTRY` with the source file's base name.
 
     Raises:
-        ShardError: no data set there, or a shard is missing or torn.
+        ShardError: no data set there (says what there is instead), or a shard is missing or torn.
         NotEnoughDataError, InputFileError: no such event; not an event's name.
+        ResourceError: it is remote and cannot be reached or may not be read.
     """
     folder = open_folder(directory)
-    manifest = load_manifest(folder)
-    if event is not None:
-        return describe_event(find_event(folder, manifest, str(event)))
-    return Group(*_overview(folder, manifest, _count(folder, manifest)))
+    try:
+        manifest = _find_manifest(folder)
+        if event is not None:
+            return describe_event(find_event(folder, manifest, str(event)))
+        return Group(*_overview(folder, manifest, _count(folder, manifest)))
+    except PfscaleError as error:
+        raise _without_secrets(error, folder.address) from None
+
+
+def _without_secrets(error: PfscaleError, address: str) -> PfscaleError:
+    """The same error without the password or signature that the address may hold."""
+    bare = without_secrets(address)
+    what, where, hint = (text and text.replace(address, bare) for text in (error.what, error.where, error.hint))
+    return type(error)(what or "", where=where, hint=hint)
+
+
+def _find_manifest(folder: Folder) -> Manifest:
+    """The data set's manifest.
+
+    Raises:
+        ShardError: there is none, with a hint that goes by what there is instead; or it cannot be read.
+    """
+    try:
+        return load_manifest(folder)
+    except ShardError as error:
+        with suppress(OSError):  # a folder that may not be looked into is told as it is
+            raise _instead_of_data_set(folder) or error from None
+        raise
+
+
+def _instead_of_data_set(folder: Folder) -> ShardError | None:
+    """What there is where a data set should be; None: nothing better can be said than that there is none."""
+    address = folder.address
+    if _is_root_file(folder):
+        hint = f"make shards of it, and inspect those: pfscale ingest {address} --detector NAME --output DIR"
+        return ShardError("a ROOT file, not a folder of shards", where=address, hint=hint)
+    if (isinstance(folder, LocalFolder) and folder.path.is_file()) or folder.exists(MANIFEST_FILE) or folder.exists(REQUEST_FILE):
+        return None
+    if not folder.exists():
+        hint = "give a folder that pfscale ingest FILE... --detector NAME --output DIR has made"
+        return ShardError("no such folder", where=address, hint=hint)
+    names = folder.names()
+    inside = [folder.locate(name) for name in names[:FOLDERS_LOOKED_INTO] if folder.exists(f"{name}/{MANIFEST_FILE}")]
+    if inside:
+        more = " ..." if len(inside) > DATA_SETS_SHOWN else ""
+        hint = f"inspect one of those in it: {', '.join(inside[:DATA_SETS_SHOWN])}{more}"
+        return ShardError("not a data set, but a folder of data sets", where=address, hint=hint)
+    roots = [name for name in names if name.endswith(".root")]
+    if roots:
+        hint = f'make shards of them, and inspect those: pfscale ingest "{folder.locate("*.root")}" --detector NAME --output DIR'
+        return ShardError(f"no shards here, but {_plural(len(roots), 'ROOT file')}", where=address, hint=hint)
+    return None
+
+
+def _is_root_file(folder: Folder) -> bool:
+    if not isinstance(folder, LocalFolder) or not folder.path.is_file():
+        return is_remote(folder.address) and base_name(folder.address).endswith(".root")
+    with folder.path.open("rb") as file:
+        return file.read(4) == b"root"
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Of the events looked at: how many of what in each, the jets, and the missing momentum."""
+    """Of the events looked at: how many of what in each, the jets, and the missing momentum.
+
+    Attributes:
+        is_all: whether these are all shards.
+        visible_energy: GeV, in each event.
+        first: what the first event is called, in every way.
+    """
 
     num_events: int
+    is_all: bool
+    first: tuple[str, ...]
+    visible_energy: NDArray[np.float64]
     per_event: dict[str, NDArray[np.int64]]
     jet_pt: NDArray[np.float32]
     jet_flavour: NDArray[np.int8]
@@ -73,15 +149,29 @@ def _count(folder: Folder, manifest: Manifest) -> _Counts:
         ShardError: a shard is missing or torn.
     """
     shards = manifest.shards[:: max(1, math.ceil(manifest.num_events / EVENTS_LOOKED_AT))]
-    parts = []
+    parts: list[dict[str, NDArray[Any]]] = []
+    first: tuple[str, ...] = ()
     for shard in shards:
         with opened_shard(folder.locate(shard.file)) as parquet:
             for group in range(parquet.num_row_groups):
-                parts.append(_count_group(parquet.read_row_group(group, columns=[*_COUNTED.values(), *_TARGETS, *_OTHERS])))
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
+                table = parquet.read_row_group(group, columns=[*_NAMES, *_COUNTED.values(), *_TARGETS, *_OTHERS])
+                parts.append(_count_group(table))
+                first = first or _names_of_first(table)
+    if not first:
+        hint = "run the ingest again into a new folder"
+        raise ShardError("the data set holds no event", where=folder.address, hint=hint)
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     met = {name.removeprefix("met."): values for name, values in joined.items() if name.startswith("met.")}
     per_event = {name: values for name, values in joined.items() if name in (*_COUNTED, "targets")}
-    return _Counts(len(met["px"]), per_event, joined["jet_pt"], joined["jet_flavour"], met)
+    counted = {name: joined[name] for name in ("visible_energy", "jet_pt", "jet_flavour")}
+    return _Counts(len(met["px"]), len(shards) == len(manifest.shards), first, per_event=per_event, met=met, **counted)
+
+
+def _names_of_first(table: pa.Table) -> tuple[str, ...]:
+    if not table.num_rows:
+        return ()
+    event = table.column("event")[0].as_py()
+    return "0", f"{event['file']}:{event['entry']}", f"uid:{event['uid']}"
 
 
 def _count_group(table: pa.Table) -> dict[str, NDArray[Any]]:
@@ -93,33 +183,59 @@ def _count_group(table: pa.Table) -> dict[str, NDArray[Any]]:
         offsets, leaves = list_leaves(table, column)
         event = np.repeat(np.arange(table.num_rows), np.diff(offsets))
         counts["targets"] += np.bincount(event[leaves["class"] > 0], minlength=table.num_rows)
+    offsets, leaves = list_leaves(table, "gen_particle")
+    event = np.repeat(np.arange(table.num_rows), np.diff(offsets))
+    counts["visible_energy"] = np.bincount(event, leaves["energy"], minlength=table.num_rows)
     jets = list_leaves(table, "gen_jet")[1]
     met = {f"met.{path[8:]}": struct_leaf(table, "gen_met", path[8:]) for path in _OTHERS if path.startswith("gen_met.")}
     return counts | {"jet_pt": jets["pt"], "jet_flavour": jets["flavour"]} | met
 
 
 def _overview(folder: Folder, manifest: Manifest, counts: _Counts) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(f"{folder.address}: {_plural(manifest.num_events, 'event')}, data set {manifest.hash}", "bold")]
+    address = without_secrets(folder.address)
+    parts: list[RenderableType] = [Text(f"{address}: {_plural(manifest.num_events, 'event')}, data set {manifest.hash}", "bold")]
     parts.append(_facts(manifest))
-    if counts.num_events < manifest.num_events:
+    if not counts.is_all:
         parts.append(Text(f"elements, jets and missing momentum from {counts.num_events} events in evenly spaced shards", "italic"))
-    tables = [_elements(counts), _classes(manifest), _jets(counts), _missing_momentum(counts), _sources(manifest)]
+    differences = _contradictions(manifest, counts)
+    if differences:
+        told = f"the manifest contradicts the shards: {'; '.join(differences)} (pfscale ingest --check looks closer)"
+        parts.append(Text(told, "bold red"))
+    tables = [_elements(counts), _classes(manifest), _jets(counts), _missing_momentum(counts, manifest.detector), _sources(manifest)]
     if manifest.quarantined:
         tables.append(_quarantined(manifest))
     if manifest.dropped:
         tables.append(_left_out(manifest))
-    return parts + [part for table in tables for part in (Text(), table)]
+    parts += [part for table in tables for part in (Text(), table)]
+    names = "\n".join(f"  --event {name}" for name in counts.first)
+    return [*parts, Text(), Text(f"one event as a table, here the first, by any of its names:\n{names}", "dim")]
+
+
+def _contradictions(manifest: Manifest, counts: _Counts) -> list[str]:
+    """Numbers of the manifest that are not those of the shards, or not of each other."""
+    told = [
+        ("events", manifest.num_events, sum(shard.num_events for shard in manifest.shards)),
+        ("events in splits", sum(manifest.splits.values()), manifest.num_events),
+    ]
+    if counts.is_all:
+        told += [
+            ("events", manifest.num_events, counts.num_events),
+            ("tracks", sum(manifest.track_classes.values()), int(counts.per_event["tracks"].sum())),
+            ("clusters", sum(manifest.cluster_classes.values()), int(counts.per_event["clusters"].sum())),
+            ("visible particles", manifest.num_particles, int(counts.per_event["visible particles"].sum())),
+        ]
+    return list(dict.fromkeys(f"{said} {name} instead of {found}" for name, said, found in told if said != found))
 
 
 def _facts(manifest: Manifest) -> Table:
-    energy, total = manifest.energy, max(manifest.num_events, 1)
+    energy, total = manifest.energy, max(sum(manifest.splits.values()), 1)
     splits = ", ".join(f"{name} {count} ({100 * count / total:.1f}%)" for name, count in manifest.splits.items())
     dropped = 100 * energy.dropped / energy.visible if energy.visible else 0.0
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
     for name, value in (
-        ("detector", manifest.detector),
+        ("detector", manifest.detector + _unverified(manifest)),
         ("process", manifest.process or "(not said)"),
         ("simulation", manifest.simulation),
         ("baseline", "rule-based candidates are there" if manifest.has_baseline else "no rule-based candidates"),
@@ -131,6 +247,13 @@ def _facts(manifest: Manifest) -> Table:
     ):
         facts.add_row(name, value)
     return facts
+
+
+def _unverified(manifest: Manifest) -> str:
+    if not manifest.unverified:
+        return ""
+    files = f"{_plural(len(manifest.unverified), 'file')} of {len(manifest.sources)}"
+    return f" (as asked for; nothing in {files} says or shows it)"
 
 
 def _closure(manifest: Manifest) -> str:
@@ -151,9 +274,9 @@ def _elements(counts: _Counts) -> Table:
 def _classes(manifest: Manifest) -> Table:
     table = _table("target class", "tracks", "%", "clusters", "%")
     for code in manifest.track_classes:
-        row = [code if code == "none" else f"{code} {particle_name(int(code))}"]
+        row = [f"{code} {CLASS_NAMES.get(code, '')}".strip()]
         for counts in (manifest.track_classes, manifest.cluster_classes):
-            row += [str(counts[code]), f"{100 * counts[code] / max(sum(counts.values()), 1):.1f}"]
+            row += [str(counts.get(code, 0)), f"{100 * counts.get(code, 0) / max(sum(counts.values()), 1):.1f}"]
         table.add_row(*row)
     return table
 
@@ -170,13 +293,14 @@ def _jets(counts: _Counts) -> Table:
     return table
 
 
-def _missing_momentum(counts: _Counts) -> Table:
+def _missing_momentum(counts: _Counts, detector: str) -> Table:
     met = counts.met
+    boosted = is_boosted(detector, met["boost_px"], counts.visible_energy)
     table = _table("missing momentum [GeV]", "median", "mean", "95%", "max")
     pts = {
         "gen level, pt": np.hypot(met["px"], met["py"]),
         "neutrinos, pt": np.hypot(met["neutrino_px"], met["neutrino_py"]),
-        "crossing-angle boost, px": met["boost_px"],
+        "crossing-angle boost, px" if boosted else "all stable particles, px": met["boost_px"],
     }
     for name, values in pts.items():
         if len(values):
@@ -202,7 +326,7 @@ def _sources(manifest: Manifest) -> Table:
 def _quarantined(manifest: Manifest) -> Table:
     table = _table(f"{_plural(len(manifest.quarantined), 'file')} set aside", left=("reason",))
     for source in manifest.quarantined[:FILES_SHOWN]:
-        table.add_row(source.path, source.reason)
+        table.add_row(without_secrets(source.path), source.reason)
     if len(manifest.quarantined) > FILES_SHOWN:
         table.add_row(f"and {len(manifest.quarantined) - FILES_SHOWN} more", "all are in manifest.json")
     return table
@@ -214,7 +338,7 @@ def _left_out(manifest: Manifest) -> Table:
     reasons = Counter(dropped.reason for dropped in manifest.dropped)
     for reason, count in reasons.most_common(REASONS_SHOWN):
         first = next(dropped for dropped in manifest.dropped if dropped.reason == reason)
-        table.add_row(reason, str(count), f"{PurePosixPath(first.source).name}:{first.entry}")
+        table.add_row(reason, str(count), f"{base_name(first.source)}:{first.entry}")
     if len(reasons) > REASONS_SHOWN:
         table.add_row("other reasons", str(sum(count for _, count in reasons.most_common()[REASONS_SHOWN:])), "")
     return table

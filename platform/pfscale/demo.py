@@ -79,8 +79,9 @@ def run_demo(output: str | Path = "pfscale-demo", *, size: DemoSize | None = Non
     _claim(output)
     run = RunConfig(storage=str(output / "runs"), tracking_uri=f"sqlite:///{output}/mlflow.db", experiment="demo", num_workers=0)
     stages = _Stages(console)
-    shards = _make_data(output, size, stages)
-    result = _learn(output, size, shards, run, stages)
+    with ray_cluster():  # one for all stages: to start it takes as long as a short one
+        shards = _make_data(output, size, stages)
+        result = _learn(output, size, shards, run, stages)
     _figures(result)
     _show(result, console)
     return result
@@ -134,10 +135,9 @@ def _make_data(output: Path, size: DemoSize, stages: _Stages) -> dict[str, Path]
                 progress=progress,
             )
     shards = {detector: output / "shards" / detector for detector in files}
-    with ray_cluster():
-        for detector, folder in shards.items():
-            with stages.stage(f"ingest {detector}: ROOT to shards", total=num_events_of[detector]) as progress:
-                ingest([str(f) for f in files[detector]], detector=detector, output=folder, process="ttbar", progress=progress)
+    for detector, folder in shards.items():
+        with stages.stage(f"ingest {detector}: ROOT to shards", total=num_events_of[detector]) as progress:
+            ingest([str(f) for f in files[detector]], detector=detector, output=folder, progress=progress)
     return shards
 
 
@@ -253,7 +253,7 @@ def _show(result: DemoResult, console: Console) -> None:
     _add_rows(table, "CLIC pre-trained", result.pretraining)
     table.add_section()
     for (mode, _), run in result.transfers.items():
-        _add_rows(table, f"CLD {mode}", run, has_ceiling=run.model is not None)
+        _add_rows(table, f"CLD {mode}", run, has_references=run.model is not None)
     console.print(table)
     head = result.missing_momentum.metrics
     numbers = ", ".join(
@@ -274,7 +274,7 @@ def _show(result: DemoResult, console: Console) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _add_rows(table: Table, name: str, run: Run, *, has_ceiling: bool = True) -> None:
+def _add_rows(table: Table, name: str, run: Run, *, has_references: bool = True) -> None:
     m = run.metrics
 
     def cell(metric: str, digits: int) -> str:
@@ -284,5 +284,5 @@ def _add_rows(table: Table, name: str, run: Run, *, has_ceiling: bool = True) ->
     figures = (("jet_response_median", 3), ("jet_response_iqr_over_median", 3), ("met_resolution", 2))
     events = f"{m['num_train_events']:.0f}" if "num_train_events" in m else "-"
     table.add_row(name, events, f"{m['validation_loss']:.3f}", *(cell(f"mlpf/{metric}", digits) for metric, digits in figures))
-    if has_ceiling:
-        table.add_row("  truth targets", "", "", *(cell(f"truth_targets/{metric}", digits) for metric, digits in figures), style="dim")
+    for key, label in (("rule_based", "  rule-based PF"), ("truth_targets", "  truth targets")) if has_references else ():
+        table.add_row(label, "", "", *(cell(f"{key}/{metric}", digits) for metric, digits in figures), style="dim")

@@ -21,7 +21,7 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         num_cpus: CPUs of a cluster that is started here; None: those of this machine.
 
     Raises:
-        ResourceError: the cluster that RAY_ADDRESS names does not answer.
+        ResourceError: the cluster that RAY_ADDRESS names does not answer, or none can be started here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray warns in every process that it will one day stop hiding accelerators from tasks that ask for none; 0 is that future.
@@ -35,11 +35,22 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
     if address:
         _connect(address)
     else:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        _start(num_cpus)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int | None) -> None:
+    """Starts a cluster on this machine."""
+    import ray
+
+    try:
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # a plain Exception where its processes take too long
+        hint = "is the machine very busy, or its memory or disk full? Repeat the command when it is not: what is complete is kept"
+        raise ResourceError(f"Ray does not start: {str(error).splitlines()[0]}", hint=hint) from error
 
 
 def _connect(address: str) -> None:

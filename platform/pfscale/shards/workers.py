@@ -105,12 +105,16 @@ def _quiet_ray_data() -> Iterator[None]:
     """Ray Data without its progress bars and its notes on every execution, and going on after a task that killed its workers."""
     import ray
 
+    # Ray Data's budgets know of no CPU in the first second, and so let one worker only begin; the size of the pool is limit enough for us.
+    ours = {"enable_progress_bars": False, "max_errored_blocks": -1, "op_resource_reservation_enabled": False}
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    bars, tolerated, level = context.enable_progress_bars, context.max_errored_blocks, logger.level
+    before, level = {name: getattr(context, name) for name in ours}, logger.level
     logger.setLevel(logging.CRITICAL)
-    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    for name, value in ours.items():
+        setattr(context, name, value)
     try:
         yield
     finally:
-        context.enable_progress_bars, context.max_errored_blocks = bars, tolerated
+        for name, value in before.items():
+            setattr(context, name, value)
         logger.setLevel(level)

@@ -331,7 +331,6 @@ def test_lists_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
-        ("a.root\nnothing.root\n", 2, "nothing.root"),
         ("# x\n\n*.nothing\n", 3, "no file matches"),
         ("other.list\n", 1, "another list"),
         ("# nothing\n", None, "names no files"),

@@ -250,7 +250,8 @@ def _open_root(where: str) -> Any:
             raise InputFileError("a folder, not a file", where=where, hint=f"give the files in it: '{local / '*.root'}'")
         if not local.is_file():
             near = closest(local.name, [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else [])
-            raise InputFileError("no such file", where=where, hint=f"did you mean {local.parent / near[0]}?" if near else None)
+            relative = None if local.is_absolute() else f"paths are relative to the working directory, {Path.cwd()}"
+            raise InputFileError("no such file", where=where, hint=f"did you mean {local.parent / near[0]}?" if near else relative)
         if local.stat().st_size == 0:
             raise InputFileError("the file is empty (0 bytes)", where=where, hint="produce or copy it again")
         try:

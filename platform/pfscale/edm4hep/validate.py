@@ -199,6 +199,7 @@ class _Checker:
         return owner
 
     def _check_particles(self, rows: Rows) -> None:
+        """Parents and daughters must name each other."""
         name = self.detector.particles
         pairs = []
         for relation in layout.PARTICLE.relations:
@@ -213,6 +214,7 @@ class _Checker:
         self.note("mutual", f"daughters of {name} without the parent", ~np.isin(down, up), event_of_mother)
 
     def _check_tracks(self, rows: Rows) -> None:
+        """Each track must have one state at the interaction point, with a covariance that is one."""
         name, source = self.detector.tracks, self.source
         states_name = source.generation.vector_branch(name, layout.TRACK_STATES)
         states = self._rows(states_name, layout.TRACK_STATE)
@@ -235,6 +237,7 @@ class _Checker:
             self._references(f"track of {self.detector.dqdx}", source.references(self.detector.dqdx, layout.DQDX.relations[0], *self._span))
 
     def _check_clusters(self, name: str, rows: Rows, hits: dict[str, Rows]) -> None:
+        """A cluster's energy must be that of its hits, and a hit in one cluster only."""
         owner, references = self._members(name, layout.CLUSTER.relations[0], rows)
         energy, number = self._hit_values(references, hits)
         usable = (owner >= 0) & (number >= 0)
@@ -257,6 +260,7 @@ class _Checker:
         return energy, number
 
     def _check_candidates(self, name: str, rows: Rows) -> None:
+        """Each candidate must have a track or a cluster, and each track at most one candidate."""
         num_elements = np.zeros(len(rows), np.int64)
         for relation in layout.CANDIDATE.relations:
             owner, references = self._members(name, relation, rows)
@@ -269,6 +273,7 @@ class _Checker:
         self.note("candidate-elements", f"{name} without track and cluster", num_elements == 0, rows.event)
 
     def _check_links(self, hits: dict[str, Rows]) -> None:
+        """Both ends of each link must be there, and weights must add up."""
         detector = self.detector
         for name in (detector.calo_link, detector.track_link, detector.candidate_link):
             if name is None or not self.source.has(name):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from pfscale.errors import PfscaleError, ShardError
-from pfscale.remote import base_name, is_remote, without_secrets
+from pfscale.remote import base_name, without_secrets
 from pfscale.shards.inspect_event import FLAVOUR_NAMES, describe_event, find_event, is_boosted
-from pfscale.shards.manifest import MANIFEST_FILE, REQUEST_FILE, Manifest, load_manifest
+from pfscale.shards.manifest import Manifest, load_manifest
 from pfscale.shards.ragged import list_leaves, struct_leaf
 from pfscale.shards.schema import CLASSES
-from pfscale.shards.storage import Folder, LocalFolder, open_folder, opened_shard
+from pfscale.shards.storage import Folder, open_folder, opened_shard
 
-FILES_SHOWN, REASONS_SHOWN, DATA_SETS_SHOWN = 10, 5, 5
-FOLDERS_LOOKED_INTO = 50  # for data sets, where the folder given holds none itself
+FILES_SHOWN, REASONS_SHOWN = 10, 5
 EVENTS_LOOKED_AT = 50_000  # of larger data sets every n-th shard is counted
 _COUNTED = {
     "tracks": "track.list.element.pt",
@@ -62,7 +60,7 @@ def inspect(directory: str | Path | Folder, event: int | str | None = None) -> G
     """
     folder = open_folder(directory)
     try:
-        manifest = _find_manifest(folder)
+        manifest = load_manifest(folder)
         if event is not None:
             return describe_event(find_event(folder, manifest, str(event)))
         return Group(*_overview(folder, manifest, _count(folder, manifest)))
@@ -75,51 +73,6 @@ def _without_secrets(error: PfscaleError, address: str) -> PfscaleError:
     bare = without_secrets(address)
     what, where, hint = (text and text.replace(address, bare) for text in (error.what, error.where, error.hint))
     return type(error)(what or "", where=where, hint=hint)
-
-
-def _find_manifest(folder: Folder) -> Manifest:
-    """The data set's manifest.
-
-    Raises:
-        ShardError: there is none, with a hint that goes by what there is instead; or it cannot be read.
-    """
-    try:
-        return load_manifest(folder)
-    except ShardError as error:
-        with suppress(OSError):  # a folder that may not be looked into is told as it is
-            raise _instead_of_data_set(folder) or error from None
-        raise
-
-
-def _instead_of_data_set(folder: Folder) -> ShardError | None:
-    """What there is where a data set should be; None: nothing better can be said than that there is none."""
-    address = folder.address
-    if _is_root_file(folder):
-        hint = f"make shards of it, and inspect those: pfscale ingest {address} --detector NAME --output DIR"
-        return ShardError("a ROOT file, not a folder of shards", where=address, hint=hint)
-    if (isinstance(folder, LocalFolder) and folder.path.is_file()) or folder.exists(MANIFEST_FILE) or folder.exists(REQUEST_FILE):
-        return None
-    if not folder.exists():
-        hint = "give a folder that pfscale ingest FILE... --detector NAME --output DIR has made"
-        return ShardError("no such folder", where=address, hint=hint)
-    names = folder.names()
-    inside = [folder.locate(name) for name in names[:FOLDERS_LOOKED_INTO] if folder.exists(f"{name}/{MANIFEST_FILE}")]
-    if inside:
-        more = " ..." if len(inside) > DATA_SETS_SHOWN else ""
-        hint = f"inspect one of those in it: {', '.join(inside[:DATA_SETS_SHOWN])}{more}"
-        return ShardError("not a data set, but a folder of data sets", where=address, hint=hint)
-    roots = [name for name in names if name.endswith(".root")]
-    if roots:
-        hint = f'make shards of them, and inspect those: pfscale ingest "{folder.locate("*.root")}" --detector NAME --output DIR'
-        return ShardError(f"no shards here, but {_plural(len(roots), 'ROOT file')}", where=address, hint=hint)
-    return None
-
-
-def _is_root_file(folder: Folder) -> bool:
-    if not isinstance(folder, LocalFolder) or not folder.path.is_file():
-        return is_remote(folder.address) and base_name(folder.address).endswith(".root")
-    with folder.path.open("rb") as file:
-        return file.read(4) == b"root"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfscale.errors import ShardError
+from pfscale.remote import base_name, is_remote, without_secrets
 from pfscale.shards.schema import SCHEMA_VERSION
 from pfscale.shards.storage import Folder, LocalFolder, open_folder
 
 NO_VISIBLE_PARTICLE = "no visible particle"  # why an event that is not bad, only empty, is left out
 MANIFEST_FILE = "manifest.json"
 REQUEST_FILE = ".ingest.json"  # in a folder whose ingest has not finished: what is being made there
+FOLDERS_LOOKED_INTO, DATA_SETS_SHOWN = 50, 5  # where the folder given is no data set itself
 OPENED_AT_ONCE = 16  # files behind a URL are opened in as many threads: each costs two round trips
 Simulation = Literal["builtin", "geant4", "fast"]
 
@@ -135,20 +137,15 @@ def load_manifest(directory: str | Path | Folder) -> Manifest:
     """The manifest of the data set in `directory`, a path or URL.
 
     Raises:
-        ShardError: none there, not readable, or of another schema version.
+        ShardError: none there (says what there is instead), not readable, or of another schema version.
         ResourceError: it is remote and cannot be reached or may not be read.
     """
     folder = open_folder(directory)
-    if isinstance(folder, LocalFolder) and folder.path.is_file():
-        raise ShardError("a file, not a folder of shards", where=folder.address, hint=f"give the folder: {folder.path.parent}")
-    path = folder.locate(MANIFEST_FILE)
+    path = without_secrets(folder.locate(MANIFEST_FILE))
     try:
         values = json.loads(folder.read_text(MANIFEST_FILE))
-    except FileNotFoundError:
-        hint = "make one: pfscale ingest FILE... --detector NAME --output NEW_DIR"
-        if folder.exists(REQUEST_FILE):
-            hint = "an ingest was begun there and has not finished: wait for it, or run the same command again, which goes on"
-        raise ShardError("no data set here (there is no manifest.json)", where=folder.address, hint=hint) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_data_set(folder) from None
     except (OSError, ValueError) as error:
         raise ShardError(f"cannot read the manifest ({error})", where=path, hint="ingest again into a new folder") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
@@ -161,6 +158,43 @@ def load_manifest(directory: str | Path | Folder) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ShardError(f"the manifest is damaged ({where}: {first['msg']})", where=path, hint="ingest again into a new folder") from None
+
+
+def _no_data_set(folder: Folder) -> ShardError:
+    """What there is where a data set should be."""
+    address = without_secrets(folder.address)
+    ingest = "pfscale ingest {} --detector NAME --output DIR"
+    if _is_root_file(folder):
+        return ShardError("a ROOT file, not a folder of shards", where=address, hint=f"make shards of it: {ingest.format(address)}")
+    if isinstance(folder, LocalFolder) and folder.path.is_file():
+        return ShardError("a file, not a folder of shards", where=address, hint=f"give the folder: {folder.path.parent}")
+    if folder.exists(REQUEST_FILE):
+        hint = "an ingest was begun there and has not finished: wait for it, or run the same command again, which goes on"
+        return ShardError("no data set here (there is no manifest.json)", where=address, hint=hint)
+    if not folder.exists():
+        return ShardError("no such folder", where=address, hint=f"give one that {ingest.format('FILE...')} has made")
+    try:
+        names = folder.names()
+        inside = [folder.locate(name) for name in names[:FOLDERS_LOOKED_INTO] if folder.exists(f"{name}/{MANIFEST_FILE}")]
+    except OSError:  # it may not be looked into
+        names, inside = [], []
+    if inside:
+        some = ", ".join(map(without_secrets, inside[:DATA_SETS_SHOWN]))
+        hint = f"give one of those in it: {some}{' ...' * (len(inside) > DATA_SETS_SHOWN)}"
+        return ShardError("not a data set, but a folder of data sets", where=address, hint=hint)
+    roots = [name for name in names if name.endswith(".root")]
+    if roots:
+        files = without_secrets(folder.locate("*.root"))
+        what = f"no shards here, but {len(roots)} ROOT file{'s' * (len(roots) != 1)}"
+        return ShardError(what, where=address, hint=f"""make shards of them: {ingest.format(f'"{files}"')}""")
+    return ShardError("no data set here (there is no manifest.json)", where=address, hint=f"make one: {ingest.format('FILE...')}")
+
+
+def _is_root_file(folder: Folder) -> bool:
+    if not isinstance(folder, LocalFolder) or not folder.path.is_file():
+        return is_remote(folder.address) and base_name(folder.address).endswith(".root")
+    with folder.path.open("rb") as file:
+        return file.read(4) == b"root"
 
 
 def torn_shards(directory: str | Path | Folder, manifest: Manifest) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import InputFileError
-from pfscale.report.truth_display import TruthView, main, read_truth_view, truth_display
+from pfscale.report.truth_display import TruthView, curls, main, read_truth_view, truth_display
 
 DATA = Path(__file__).parent.parent / "data"
 CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
@@ -64,3 +64,10 @@ def test_other_layouts(name: str, detector: str) -> None:
     with open_source(DATA / name) as source:
         view = read_truth_view(source, find_detector(detector), 1)
     assert truth_display(view, detector=detector)[1]["clusters"] > 0
+
+
+def test_curling_tracks_have_no_straight_line(view: TruthView) -> None:
+    """Catches: a soft track that turns several times joined with where it ends up as if it had flown there."""
+    is_curling = curls(view)
+    assert 0 < is_curling.sum() < 5
+    assert view.track_pt[is_curling].max() < 0.7  # GeV: in 2 T harder tracks reach the barrel

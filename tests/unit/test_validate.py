@@ -13,8 +13,8 @@ from pfscale.edm4hep.reader import open_source
 from pfscale.edm4hep.validate import RULES, Validation, main, validate
 from pfscale.simulation import writer
 from pfscale.simulation.detectors import DETECTORS
-from pfscale.simulation.realism import sample
 from pfscale.simulation.response import DetectorEvents
+from pfscale.simulation.samples import sample
 from pfscale.simulation.writer import Columns, EventFile
 
 pytest.importorskip("pythia8mc")

@@ -33,6 +33,7 @@ from pfscale.report.style import Drawn, new_figure, say_empty, styled
 from pfscale.simulation.detectors import DETECTORS as MODELS
 
 Indices = NDArray[np.int64]
+NUM_NAMED = 8  # particles in the legend
 NOBODY = "0.65"  # colour of what no visible particle made
 # told apart by most eyes; neighbours in energy get different ones
 COLOURS = (
@@ -88,6 +89,7 @@ def read_truth_view(source: EventSource, detector: Detector, entry: int) -> Trut
 
 
 def _view(chunk: EventChunk, particles: Particles, deposits: Deposits, visible: Indices, root: Indices) -> TruthView:
+    """The view of the one event of a chunk; `root`: the visible particle (number or -1) that each particle comes from."""
     states, tracks = chunk.states, chunk.tracks
     start, end = (state_at(chunk, location, or_only=True) for location in (AT_INTERACTION_POINT, AT_CALORIMETER))
     end = np.where(end == start, -1, end)  # a track with a single state does not say where it ends
@@ -162,16 +164,25 @@ def _draw_plane(axes: Axes, view: TruthView) -> None:
             area = marker_area(view.cluster_energy[rows])
             axes.scatter(eta[rows], phi[rows], area, marker=marker, facecolors="none", edgecolors=colours, linewidth=1.5)
     end_eta, end_phi = _eta_phi(view.track_end)
+    is_curling = curls(view)
     for track, colour in enumerate(_colours(view.track_particle)):
         start_phi, start_eta = view.track_parameters[track, 1], np.arcsinh(view.track_parameters[track, 4])
         axes.plot(start_eta, start_phi, "+", color=colour, markersize=9, markeredgewidth=1.8)
         turn = np.remainder(end_phi[track] - start_phi + np.pi, 2 * np.pi) - np.pi
-        if np.isfinite(turn):
+        if np.isfinite(turn) and not is_curling[track]:
             for shift in (0.0, -2 * np.pi, 2 * np.pi):  # a line across the edge of the panel is drawn on both sides
                 axes.plot([start_eta, end_eta[track]], [start_phi + shift, start_phi + turn + shift], color=colour, linewidth=0.9)
     axes.set(xlabel=r"Pseudorapidity $\eta$", ylabel=r"Azimuth $\phi$ [rad]", xlim=(-MAX_ETA, MAX_ETA), ylim=(-np.pi, np.pi))
     axes.set_yticks(np.pi * np.array([-1, -0.5, 0, 0.5, 1]), [r"$-\pi$", r"$-\pi/2$", "0", r"$\pi/2$", r"$\pi$"])
-    axes.set_title("Cross: track at the beam, its line ends at the calorimeter", fontsize=11)
+    axes.set_title("Cross: track at the beam; line: to where it enters the calorimeter, if it does so before half a turn", fontsize=9)
+
+
+def curls(view: TruthView) -> NDArray[np.bool_]:
+    """Which tracks turn by more than half a circle on their way to the calorimeter: a straight line would not show theirs."""
+    _, _, omega, z0, tan_lambda = view.track_parameters.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turned = np.abs(omega * (view.track_end[:, 2] - z0) / tan_lambda)
+    return np.asarray(turned > np.pi)  # False where the end is not known
 
 
 def _eta_phi(position: Floats) -> tuple[Floats, Floats]:
@@ -200,7 +211,7 @@ def _draw_beam(axes: Axes, view: TruthView, detector: str) -> None:
             axes.plot(box_z, box_r, color="0.8", linewidth=1, zorder=0)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set(xlabel="z [m]", ylabel="r [m] (negative for y < 0)")
-    axes.set_title("Dots: calorimeter hits in clusters (grey: in none); circles: clusters", fontsize=11)
+    axes.set_title("Dots: calorimeter hits, as their cluster (grey: in none); circles: clusters; tracks up to half a turn", fontsize=9)
 
 
 def _signed_radius(x: Floats, y: Floats) -> Floats:
@@ -235,9 +246,11 @@ def _legend(view: TruthView) -> list[Line2D]:
         for kind, (_, marker) in KINDS.items()
         if (count := int((kinds == kind).sum()))
     ]
-    for number in range(min(8, len(kinds))):
+    for number in range(min(NUM_NAMED, len(kinds))):
         label = f"{view.particle_energy[number]:.1f} GeV {kinds[number]}"
         handles.append(Line2D([], [], marker="s", linestyle="", color=COLOURS[number], label=label))
+    if len(kinds) > len(COLOURS):
+        handles.append(Line2D([], [], linestyle="", label=f"softer than {view.particle_energy[len(COLOURS) - 1]:.1f} GeV: colours again"))
     return handles
 
 

@@ -18,7 +18,7 @@ from pfscale.simulation.shower_shapes import INNER_SECTIONS, ClusterHits, Layers
 
 Energy = TypeVar("Energy", float, FloatArray)
 # Weights of the energies in ECAL and HCAL for hadrons, of all detectors: from single K0L of 2 to 50 GeV (calibration.py)
-HADRON_WEIGHTS = (1.03, 1.01)
+HADRON_WEIGHTS = (1.04, 1.02)
 LEAST_SIGMA = 0.1  # GeV: of the energy of a hadron shower, for soft ones
 TUBE_CELLS = (1.25, 0.75)  # radius around a line in cells of ECAL and HCAL: hits within are on it
 NEAR = (60.0, 150.0)  # mm between a fragment and a hit or line of the group, for a fragment that begins in ECAL or HCAL

@@ -45,8 +45,6 @@ class Geometry(NamedTuple):
     hcal_mip: float
     hcal_stochastic: float
     hcal_constant: float
-    ecal_scale: float
-    hcal_scale: float
     muon_layers: int
     muon_radius: float
     muon_pitch: float
@@ -90,8 +88,6 @@ def geometry(detector: DetectorModel) -> Geometry:
         hcal_mip=detector.hcal_mip,
         hcal_stochastic=detector.hcal_stochastic,
         hcal_constant=detector.hcal_constant,
-        ecal_scale=detector.ecal_calibration,
-        hcal_scale=detector.hcal_calibration,
         muon_layers=detector.muon_layers,
         muon_radius=detector.muon_radius[0],
         muon_pitch=(detector.muon_radius[1] - detector.muon_radius[0]) / between,
@@ -163,6 +159,7 @@ def with_room(old: Deposits, spots: int) -> Deposits:
 
 @compiled(forceinline=True)
 def _slot(key: int, size: int) -> int:
+    """Where in a hash table of `size` (a power of 2) the search for a key begins."""
     mixed = key * -7046029254386353131  # 2^64 / golden ratio: neighbouring cells fall far apart
     return ((mixed >> 32) ^ mixed) & (size - 1)
 
@@ -185,6 +182,7 @@ def _add_spots(
     hit_key: IntArray, hit_energy: FloatArray, hit_time: FloatArray, hit_part: IntArray, part_hit: IntArray, part_shower: IntArray,
     part_energy: FloatArray, table: IntArray, used: IntArray, spots: FloatArray, num_spots: int, shower: int, start: float,
 ) -> None:  # fmt: skip
+    """`add_shower` on single arrays; the columns are those of `Deposits`."""
     num_hits, num_parts, first = used[0], used[1], used[2]
     base, size = used[3] << CELL_BITS, len(table)
     for n in range(num_spots):
@@ -242,6 +240,7 @@ def muon_cell(geo: Geometry, endcap: int, layer: int, x: float, y: float, z: flo
 
 @compiled(forceinline=True)
 def _number(system: int, endcap: int, section: int, radius: float, size: float, x: float, y: float, z: float) -> int:
+    """The number of the cell at a point, in a section whose middle has this radius, of this size (mm)."""
     if endcap == 1:
         i = int(np.floor(x / size)) + CELL_OFFSET
         j = int(np.floor(y / size)) + CELL_OFFSET

@@ -33,6 +33,7 @@ ISOLATED_RADIUS = 250.0  # mm: isolated hits farther than this from every cluste
 def _add_density(
     density: FloatArray, energy: FloatArray, is_hcal: IntArray, i: ShortArray, j: ShortArray, d2: SingleArray, kind: int
 ) -> None:
+    """Adds to the density of both hits of each pair in one calorimeter half of the energy of the other."""
     for k in range(len(i)):
         if d2[k] < DENSITY_RADIUS[kind] ** 2 and is_hcal[i[k]] == is_hcal[j[k]]:
             density[i[k]] += 0.5 * energy[j[k]]
@@ -41,6 +42,7 @@ def _add_density(
 
 @compiled
 def _link(density: FloatArray, nearest: FloatArray, higher: IntArray, i: ShortArray, j: ShortArray, d2: SingleArray) -> None:
+    """Writes for the less dense hit of each pair (of equal ones, the later) the other one, if none denser is nearer."""
     for k in range(len(i)):
         low, high = i[k], j[k]
         if density[low] > density[high] or (density[low] == density[high] and low < high):

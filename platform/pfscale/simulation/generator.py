@@ -9,6 +9,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
+from particle.pdgid import literals as pid
 
 from pfscale.errors import ResourceError
 from pfscale.simulation.detectors import DetectorModel
@@ -115,7 +116,7 @@ def generate(pythia: Any, num_events: int, detector: DetectorModel, sqrt_s: floa
     child, parent = _relations(np.asarray(flat.mother1), np.asarray(flat.mother2), code, start[event])
 
     energy = np.sqrt(np.sum(momentum**2, axis=1) + mass**2)
-    keep = (line > 0) & ~((pdg == 22) & (code > 0) & (energy < MIN_PHOTON_ENERGY))
+    keep = (line > 0) & ~((pdg == int(pid.gamma)) & (code > 0) & (energy < MIN_PHOTON_ENERGY))
     new_index = np.cumsum(keep) - 1
     kept_pair = keep[child] & keep[parent]
     child, parent = new_index[child[kept_pair]], new_index[parent[kept_pair]]
@@ -174,5 +175,6 @@ def _relations(mother1: IntArray, mother2: IntArray, code: IntArray, first_line:
 
 
 def _charges(pythia: Any, pdg: IntArray) -> FloatArray:
+    """Charges (n,) in units of e, from Pythia's table."""
     kinds, inverse = np.unique(pdg, return_inverse=True)
     return np.array([pythia.particleData.charge(int(kind)) for kind in kinds])[inverse]

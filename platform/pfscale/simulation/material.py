@@ -12,18 +12,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from particle.pdgid import literals as pid
 
 from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray, Particles
 from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
 
+PION, PHOTON, ELECTRON, NEUTRON = int(pid.pi_plus), int(pid.gamma), int(pid.e_minus), int(pid.n)
+LEAST_HADRON = 100  # PDG numbers of hadrons are larger
 BIT_CREATED, BIT_NOT_AT_ENDPOINT = 1 << 30, 1 << 28
 BIT_DECAYED_TRACKER, BIT_DECAYED_CALO, BIT_LEFT, BIT_STOPPED = 1 << 27, 1 << 26, 1 << 25, 1 << 24
 MASS_PION, MASS_NEUTRON, MASS_ELECTRON = 0.13957, 0.93957, 0.000511
 MAX_PATH = 4.0  # the material seen grows as 1 / sin(theta) up to this
 MIN_ENERGY = 0.3  # GeV: below, particles stop or scatter without secondaries that count
 MIN_RADIATED = 0.02  # of the electron's energy
+MIN_PT = 0.05  # GeV: softer ones curl up before they are through
+# A hadronic interaction: 3 to 8 secondaries, sharing the energy; chosen, and too rare (3% of the hadrons) to matter more
+LEAST_SECONDARIES, MULTIPLICITY_SLOPE, MOST_MORE = 3, 0.7, 5  # more: Poisson of the slope times ln(1 + E / GeV), at most
+PION_SHARE, PHOTON_SHARE = 0.6, 0.25  # of the secondaries; the rest are neutrons
+SHARE_FLOOR = 0.05  # of the energy's, so that none is empty
+TRANSVERSE = 0.25  # GeV, scale of the transverse momentum
+PAIR_TRANSVERSE = 0.001  # GeV, same of conversions and radiated photons: about the electron's mass
 # Photons above MIN_RADIATED per radiation length: the integral of 4/(3y) - 4/3 + y
 PHOTONS_PER_X0 = 4.0 / 3.0 * np.log(1.0 / MIN_RADIATED) - 4.0 / 3.0 * (1.0 - MIN_RADIATED) + 0.5 * (1.0 - MIN_RADIATED**2)
 
@@ -52,21 +62,21 @@ def interact(particles: Particles, detector: DetectorModel, rng: np.random.Gener
     path = np.minimum(momentum / np.maximum(pt, 1e-9), MAX_PATH)
     is_stable = (particles.status == 1) & (particles.energy > MIN_ENERGY)
     length = np.select(
-        [is_stable & (absolute == 22), is_stable & (absolute == 11), is_stable & (absolute > 100)],
+        [is_stable & (absolute == PHOTON), is_stable & (absolute == ELECTRON), is_stable & (absolute > LEAST_HADRON)],
         [7.0 / 9.0 * detector.tracker_x0, PHOTONS_PER_X0 * detector.tracker_x0, detector.tracker_lambda],
         0.0,
     )
     hits_material = rng.random(len(particles)) < 1.0 - np.exp(-length * path)
     layers = np.array([radius for radius, _ in detector.barrel_layers])
     layer = layers[rng.integers(0, len(layers), len(particles))]
-    chosen = np.flatnonzero(hits_material & (pt > 0.05))
+    chosen = np.flatnonzero(hits_material & (pt > MIN_PT))
     point, direction, time, arc = _crossings(particles, chosen, layer[chosen], detector)
     inside = (np.abs(point[:, 2]) < detector.ecal_z * 0.95) & (time >= 0)
     chosen, point, direction, time, arc = chosen[inside], point[inside], direction[inside], time[inside], arc[inside]
     flight = _undisturbed(particles)
     if not len(chosen):
         return particles, flight
-    is_electron = absolute[chosen] == 11
+    is_electron = absolute[chosen] == ELECTRON
     flight.is_destroyed[chosen] = ~is_electron
     share = _radiated_share(int(is_electron.sum()), rng)
     electron = chosen[is_electron]
@@ -80,6 +90,7 @@ def interact(particles: Particles, detector: DetectorModel, rng: np.random.Gener
 
 
 def _undisturbed(particles: Particles) -> Flight:
+    """The flight of particles that meet no material."""
     num = len(particles)
     return Flight(
         np.zeros(num, dtype=bool), particles.vertex.copy(), particles.momentum.copy(), particles.time.copy(), np.zeros(num), np.zeros(num)
@@ -111,6 +122,7 @@ def _crossings(
 def _crossings_kernel(
     vertex: FloatArray, momentum: FloatArray, charge: FloatArray, mass: FloatArray, time: FloatArray, radius: FloatArray, b_field: float
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """`_crossings`, particle by particle."""
     num = len(charge)
     point, direction, when, arcs = np.zeros((num, 3)), np.zeros((num, 3)), np.full(num, -1.0), np.zeros(num)
     for i in range(num):
@@ -151,24 +163,28 @@ def _secondaries(
     """Secondaries of the chosen particles, which fly in `direction` and, if they are electrons, lose a part `radiated` of their energy."""
     pdg, charge, energy = particles.pdg[chosen], particles.charge[chosen], particles.energy[chosen]
     is_electron = radiated > 0
-    is_photon = pdg == 22
-    multiplicity = np.select([is_photon, is_electron], [2, 1], 3 + np.minimum(rng.poisson(0.7 * np.log1p(energy)), 5))
+    is_photon = pdg == PHOTON
+    more = np.minimum(rng.poisson(MULTIPLICITY_SLOPE * np.log1p(energy)), MOST_MORE)
+    multiplicity = np.select([is_photon, is_electron], [2, 1], LEAST_SECONDARIES + more)
     source = np.repeat(np.arange(len(chosen)), multiplicity)
     number = np.arange(len(source)) - np.repeat(np.cumsum(multiplicity) - multiplicity, multiplicity)
-    share = rng.exponential(size=len(source)) + 0.05
+    share = rng.exponential(size=len(source)) + SHARE_FLOOR
     share /= np.bincount(source, weights=share)[source]
     share = np.where(is_electron[source], radiated[source], share)
     kind = rng.random(len(source))
-    new_pdg = np.select([kind < 0.6, kind < 0.85], [np.where(rng.random(len(source)) < 0.5, 211, -211), 22], 2112)
+    pion = np.where(rng.random(len(source)) < 0.5, PION, -PION)
+    new_pdg = np.select([kind < PION_SHARE, kind < PION_SHARE + PHOTON_SHARE], [pion, PHOTON], NEUTRON)
     leading = (number == 0) & (charge[source] != 0)
-    new_pdg = np.where(leading, np.where(charge[source] > 0, 211, -211), new_pdg)
-    new_pdg = np.where(is_photon[source], np.where(number == 0, 11, -11), np.where(is_electron[source], 22, new_pdg))
-    mass = np.select([np.abs(new_pdg) == 211, new_pdg == 2112, np.abs(new_pdg) == 11], [MASS_PION, MASS_NEUTRON, MASS_ELECTRON], 0.0)
+    new_pdg = np.where(leading, np.where(charge[source] > 0, PION, -PION), new_pdg)
+    pair_or_photon = np.where(number == 0, ELECTRON, -ELECTRON), PHOTON
+    new_pdg = np.select([is_photon[source], is_electron[source]], pair_or_photon, new_pdg)
+    kinds = [np.abs(new_pdg) == PION, new_pdg == NEUTRON, np.abs(new_pdg) == ELECTRON]
+    mass = np.select(kinds, [MASS_PION, MASS_NEUTRON, MASS_ELECTRON], 0.0)
     # Neutrons are knocked out of nuclei: their mass is not taken from the incoming energy.
-    available = energy[source] * share + np.where(new_pdg == 2112, MASS_NEUTRON, 0.0)
+    available = energy[source] * share + np.where(new_pdg == NEUTRON, MASS_NEUTRON, 0.0)
     available = np.maximum(available, mass * 1.001)
     absolute = np.sqrt(available**2 - mass**2)
-    transverse = np.where((is_photon | is_electron)[source], 0.001, rng.rayleigh(0.25, len(source)))
+    transverse = np.where((is_photon | is_electron)[source], PAIR_TRANSVERSE, rng.rayleigh(TRANSVERSE, len(source)))
     transverse = np.minimum(transverse, 0.7 * absolute)
     angle = rng.uniform(0, 2 * np.pi, len(source))
     along = np.sqrt(absolute**2 - transverse**2)
@@ -177,7 +193,7 @@ def _secondaries(
     across /= np.linalg.norm(across, axis=1, keepdims=True)
     third = np.cross(axis, across)
     side = np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * third
-    charges = np.select([new_pdg == 211, new_pdg == -211, new_pdg == 11, new_pdg == -11], [1.0, -1.0, -1.0, 1.0], 0.0)
+    charges = np.select([np.abs(new_pdg) == PION, np.abs(new_pdg) == ELECTRON], [np.sign(new_pdg), -np.sign(new_pdg)], 0.0)
     return _Secondaries(source, new_pdg.astype(np.int64), mass, charges, along[:, None] * axis + transverse[:, None] * side)
 
 

@@ -33,16 +33,19 @@ class Grid(NamedTuple):
 
 @compiled(forceinline=True)
 def _axis(value: float, size: float) -> int:
+    """The number of the cube along one axis."""
     return int(np.floor(value / size)) + HALF_AXIS
 
 
 @compiled(forceinline=True)
 def _code(i: int, j: int, k: int) -> int:
+    """The number of the cube with these numbers along the axes; differences of codes are codes of differences."""
     return (i * 2 * HALF_AXIS + j) * 2 * HALF_AXIS + k
 
 
 @compiled(forceinline=True)
 def _slot(code: int, mask: int) -> int:
+    """Where in a hash table of `mask` + 1 places the search for a code begins."""
     mixed = code * -7046029254386353131  # 2^64 / golden ratio
     return ((mixed >> 32) ^ mixed) & mask
 

@@ -48,6 +48,7 @@ PHOTON, NEUTRAL_HADRON = int(pid.gamma), int(pid.n)
 MASSES = {PION: MASS_PION, ELECTRON: MASS_ELECTRON, MUON: 0.10566, PHOTON: 0.0, NEUTRAL_HADRON: MASS_NEUTRON}  # GeV
 EXCESS_SIGMA = 2.3  # energy over momentum that makes a neutral particle, in standard deviations ...
 LEAST_EXCESS = 0.5  # ... and in GeV
+LACKING_SIGMA = 1.0  # momentum over energy of another group that explains an excess on its tracks' lines
 HADRON_ECAL_SHARE = 0.4  # mean part of a charged hadron's energy in the ECAL
 PHOTON_EXCESS = 0.9  # part of an excess that must be in the ECAL to call it a photon
 MUON_DEPTH = 0.95  # least path to the last hit on the line, in the depth of the calorimeters
@@ -256,7 +257,7 @@ def _split_excess(
     for k in range(len(groups.of_track)):
         g = groups.of_track[k]
         lacking = groups.expected[g] - groups.found[g]
-        if g == c or not lines.reaches[t0 + k] or lacking < EXCESS_SIGMA * np.sqrt(groups.variance[g]):
+        if g == c or not lines.reaches[t0 + k] or lacking < LACKING_SIGMA * np.sqrt(groups.variance[g]):
             continue
         if on_line(rules, lines, t0 + k, hits, shapes, c0 + c)[0].number:
             moved = min(lacking, excess)

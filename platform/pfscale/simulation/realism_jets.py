@@ -6,8 +6,8 @@ Whatever baseline the files hold is taken; truth targets are the ceiling, cluste
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.edm4hep.extraction import Column, extract
 from pfscale.edm4hep.reader import open_source
-from pfscale.physics.bootstrap import EventBootstrap, event_bootstrap
+from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap
 from pfscale.physics.evaluation import (
     CALORIMETER_ONLY,
     RULE_BASED,
@@ -28,19 +28,25 @@ from pfscale.physics.evaluation import (
     evaluate_events,
 )
 from pfscale.physics.jets import cluster_jets
-from pfscale.physics.kinematics import cartesian
+from pfscale.physics.kinematics import Floats, cartesian
 from pfscale.physics.matching import match_jets
-from pfscale.physics.response import BinnedResponse, response, summarise_in_bins
+from pfscale.physics.response import ResponseSummary, response, summarise_in_bins
 from pfscale.simulation.generator import IntArray
 from pfscale.simulation.response import DetectorEvents
 from pfscale.simulation.writer import EventFile
 
 ENERGY_EDGES = (20.0, 50.0, 100.0, 150.0, 250.0)  # GeV
+TARGET_EDGES = (50.0, 150.0)  # GeV, where the resolution has a target
+MIN_JETS = 100  # of a bin that is quoted
 FLAVOURS = {"b": (5,), "c": (4,), "light": (1, 2, 3)}
 TAIL = 3.0  # sigma
-MIN_PT = 1.0
+MIN_PT = 1.0  # GeV
+VERTEX_RADIUS = 60.0  # mm: the vertex detectors of both end here
+PROMPT = 1e-4  # mm from the primary vertex
 REAL_TAILS = {"ZH": ("-", "0.64 of 14", "-", "-")}  # of the real CLD event of two b jets, its primary vertex taken to be at the origin
+MIN_TRACKS = 100  # of a flavour that is quoted
 BOOTSTRAP_SEED = 1
+GEN_COLUMNS = ("jet_pt", "jet_eta", "jet_phi", "jet_energy", "met_px", "met_py")
 Columns = Mapping[str, Column]
 
 
@@ -57,11 +63,13 @@ def extracted(events: DetectorEvents, detector: str) -> Columns:
 
 
 def _event(column: Column) -> IntArray:
+    """The event of each row of a list column."""
     assert column.offsets is not None
     return np.repeat(np.arange(len(column.offsets) - 1), np.diff(column.offsets))
 
 
 def _field(columns: Columns, column: str, name: str) -> npt.NDArray[np.float64]:
+    """A field of a list column, flat."""
     return np.asarray(columns[column].fields[name], np.float64)
 
 
@@ -110,7 +118,9 @@ def gen_reference(columns: Columns) -> GenReference:
     )
 
 
-def energy_resolution(particles: Candidates, gen: GenReference, bootstrap: EventBootstrap) -> BinnedResponse:
+def energy_resolution(
+    particles: Candidates, gen: GenReference, bootstrap: EventBootstrap, edges: Sequence[float] = ENERGY_EDGES
+) -> tuple[ResponseSummary, ...]:
     """E / E_gen of matched jets in bins of E_gen."""
     jets = cluster_jets(
         num_events=gen.num_events, event=particles.event, px=particles.px, py=particles.py, pz=particles.pz, energy=particles.energy
@@ -122,34 +132,33 @@ def energy_resolution(particles: Candidates, gen: GenReference, bootstrap: Event
     true = np.asarray(gen.jet_energy)[matches.gen]
     event = np.asarray(gen.jet_event)[matches.gen]
     ratio = response(jets.energy[matches.reco], true)
-    return summarise_in_bins(ratio, event, true, bootstrap, edges=ENERGY_EDGES, variable="gen jet energy", unit="GeV")
+    return summarise_in_bins(ratio, event, true, bootstrap, edges=edges, variable="gen jet energy", unit="GeV").bins
 
 
 @dataclass(frozen=True)
 class ImpactParameters:
-    """D0 over its error with respect to the primary vertex: width of the pull of prompt tracks, and tails by flavour of the jet."""
+    """D0 over its error with respect to the primary vertex, of the tracks of a sample.
 
-    pull_width: float
-    tails: dict[str, tuple[float, int]]  # flavour -> (fraction beyond TAIL, tracks)
+    `pull`: (measured - true) / error of prompt tracks. `significance`, `flavour`: (T,) of tracks above MIN_PT with a hit in the vertex
+    detector, and of the gen jet that they are in (0: none).
+    """
+
+    pull: Floats
+    significance: Floats
+    flavour: IntArray
 
 
 def impact_parameters(events: DetectorEvents, columns: Columns) -> ImpactParameters:
-    """Of the tracks of simulated events, which `columns` hold in the same order."""
+    """Those of simulated events, whose tracks `columns` hold in the same order."""
     tracks, particles = events.tracks, events.particles
     primary = particles.vertex[np.searchsorted(particles.event, np.arange(particles.num_events))]
     d0, phi = tracks.parameters[:, 0], tracks.parameters[:, 1]
     from_primary = d0 + primary[tracks.event, 0] * np.sin(phi) - primary[tracks.event, 1] * np.cos(phi)
-    significance = np.abs(from_primary) / np.sqrt(tracks.covariance[:, 0])
-    is_prompt = np.linalg.norm(particles.vertex[tracks.particle] - primary[tracks.event], axis=1) < 1e-4
-    pull = (d0 - tracks.true_parameters[:, 0]) / np.sqrt(tracks.covariance[:, 0])
-    in_vertex_detector = np.hypot(tracks.first_hit[:, 0], tracks.first_hit[:, 1]) < 60.0
-    chosen = in_vertex_detector & (_field(columns, "track", "pt") > MIN_PT)
-    flavour = _flavour_of_track(columns)
-    tails = {}
-    for name, codes in FLAVOURS.items():
-        mine = chosen & np.isin(flavour, codes)
-        tails[name] = (float(np.mean(significance[mine] > TAIL)) if mine.any() else float("nan"), int(mine.sum()))
-    return ImpactParameters(float(pull[is_prompt].std()), tails)
+    error = np.sqrt(tracks.covariance[:, 0])
+    is_prompt = np.linalg.norm(particles.vertex[tracks.particle] - primary[tracks.event], axis=1) < PROMPT
+    pull = (d0 - tracks.true_parameters[:, 0]) / error
+    chosen = (np.hypot(tracks.first_hit[:, 0], tracks.first_hit[:, 1]) < VERTEX_RADIUS) & (_field(columns, "track", "pt") > MIN_PT)
+    return ImpactParameters(pull[is_prompt], (np.abs(from_primary) / error)[chosen], _flavour_of_track(columns)[chosen])
 
 
 def _flavour_of_track(columns: Columns) -> IntArray:
@@ -167,35 +176,96 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
-class JetTables:
-    """Rows of the tables of jets and impact parameters, sample by sample."""
+@dataclass(frozen=True)
+class JetSample:
+    """What a sample's jets, missing momentum and impact parameters are measured from."""
 
-    def __init__(self) -> None:
-        self._jets: list[tuple[str, ...]] = []
-        self._d0: list[tuple[str, ...]] = []
+    gen: GenReference
+    found: dict[str, Candidates]
+    impact: ImpactParameters
 
-    def add(self, title: str, process: str, events: DetectorEvents, detector: str) -> None:
-        """Measures one sample."""
+
+def jet_sample(batches: Iterable[DetectorEvents], detector: str) -> JetSample:
+    """The events of all batches as one sample."""
+    gens, founds, impacts = [], [], []
+    for events in batches:
         columns = extracted(events, detector)
-        gen, found = gen_reference(columns), reconstructions(columns)
-        bootstrap = event_bootstrap(gen.num_events, seed=BOOTSTRAP_SEED)
-        metrics = evaluate_events(found, gen, seed=BOOTSTRAP_SEED).metrics
-        for key, particles in found.items():
-            bins = [str(summary.iqr_over_median) for summary in energy_resolution(particles, gen, bootstrap).bins]
-            jets, met = metrics[key].jets, metrics[key].met
-            of_event = (str(jets.energy_response.median), str(jets.matched_fraction), str(met.residual.resolution))
-            self._jets.append((title, key, *bins, *of_event))
-        measured = impact_parameters(events, columns)
-        tails = (f"{fraction:.3f} of {count}" if count else "-" for fraction, count in measured.tails.values())
-        self._d0.append((title, f"{measured.pull_width:.2f}", *tails))
-        if process in REAL_TAILS:
-            self._d0.append(("*full simulation*", *REAL_TAILS[process]))
+        gens.append(gen_reference(columns))
+        founds.append(reconstructions(columns))
+        impacts.append(impact_parameters(events, columns))
+    sizes = np.array([gen.num_events for gen in gens], np.int64)
+    starts = np.cumsum(sizes) - sizes
+    gen = GenReference(
+        num_events=int(sizes.sum()),
+        jet_event=np.concatenate([part.jet_event + start for part, start in zip(gens, starts, strict=True)]),
+        **{name: np.concatenate([getattr(part, name) for part in gens]) for name in GEN_COLUMNS},
+    )
+    found = {key: _joined([part[key] for part in founds], starts) for key in founds[0]}
+    impact = ImpactParameters(*(np.concatenate([getattr(part, f.name) for part in impacts]) for f in fields(ImpactParameters)))
+    return JetSample(gen, found, impact)
 
-    def resolution(self) -> str:
-        """The jets' table."""
-        bins = [f"{low:g}-{high:g}" for low, high in pairwise(ENERGY_EDGES)]
-        return markdown(("sample", "reconstruction", *bins, "median E / E_gen", "matched", "MET sigma [GeV]"), self._jets)
 
-    def impact_parameters(self) -> str:
-        """The impact parameters' table."""
-        return markdown(("sample", "D0 pull, prompt", *(f"beyond {TAIL:g} sigma, {name}" for name in FLAVOURS)), self._d0)
+def _joined(parts: Sequence[Candidates], starts: IntArray) -> Candidates:
+    """The candidates of several batches, whose first events get the numbers `starts`."""
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Candidates)}
+    columns["event"] = np.concatenate([part.event + start for part, start in zip(parts, starts, strict=True)])
+    return Candidates(**columns)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Of one reconstruction of a sample: IQR / median of jets in bins and where the target is, and the missing momentum's sigma (GeV)."""
+
+    bins: tuple[ResponseSummary, ...]
+    target: Estimate
+    median: Estimate
+    matched: Estimate
+    met: Estimate
+
+
+def resolutions(sample: JetSample) -> dict[str, Resolution]:
+    """The resolution of each reconstruction."""
+    bootstrap = event_bootstrap(sample.gen.num_events, seed=BOOTSTRAP_SEED)
+    metrics = evaluate_events(sample.found, sample.gen, seed=BOOTSTRAP_SEED).metrics
+    return {
+        key: Resolution(
+            bins=energy_resolution(particles, sample.gen, bootstrap),
+            target=energy_resolution(particles, sample.gen, bootstrap, TARGET_EDGES)[0].iqr_over_median,
+            median=metrics[key].jets.energy_response.median,
+            matched=metrics[key].jets.matched_fraction,
+            met=metrics[key].met.residual.resolution,
+        )
+        for key, particles in sample.found.items()
+    }
+
+
+def resolution_rows(title: str, found: Mapping[str, Resolution]) -> list[tuple[str, ...]]:
+    """The rows of a sample in the jets' table; bins with fewer than MIN_JETS jets are left out."""
+    rows = []
+    for key, values in found.items():
+        bins = [str(summary.iqr_over_median) if summary.count >= MIN_JETS else "-" for summary in values.bins]
+        rows.append((title, key, *bins, str(values.median), str(values.matched), str(values.met)))
+    return rows
+
+
+def resolution_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """The jets' table."""
+    bins = [f"{low:g}-{high:g}" for low, high in pairwise(ENERGY_EDGES)]
+    return markdown(("sample", "reconstruction", *bins, "median E / E_gen", "matched", "MET sigma [GeV]"), rows)
+
+
+def impact_rows(title: str, process: str, impact: ImpactParameters) -> list[tuple[str, ...]]:
+    """The rows of a sample in the impact parameters' table."""
+    cells = []
+    for codes in FLAVOURS.values():
+        mine = impact.significance[np.isin(impact.flavour, codes)]
+        cells.append(f"{np.mean(mine > TAIL):.3f} of {len(mine)}" if len(mine) >= MIN_TRACKS else "-")
+    rows = [(title, f"{impact.pull.std():.2f}", *cells)]
+    if process in REAL_TAILS:
+        rows.append(("*full simulation*", *REAL_TAILS[process]))
+    return rows
+
+
+def impact_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """The impact parameters' table."""
+    return markdown(("sample", "D0 pull, prompt", *(f"beyond {TAIL:g} sigma, {name}" for name in FLAVOURS)), rows)

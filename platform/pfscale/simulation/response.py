@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from particle.pdgid import literals as pid
 
 from pfscale.simulation import cells, showers
 from pfscale.simulation.clustering import cluster_events
@@ -20,6 +21,7 @@ from pfscale.simulation.material import (
     BIT_LEFT,
     BIT_NOT_AT_ENDPOINT,
     BIT_STOPPED,
+    LEAST_HADRON,
     Flight,
     interact,
 )
@@ -29,9 +31,11 @@ from pfscale.simulation.shower_shapes import ClusterHits
 from pfscale.simulation.tracks import Tracks, reconstruct_tracks
 
 BoolArray = npt.NDArray[np.bool_]
-NEUTRINOS = (12, 14, 16)
+NEUTRINOS = (int(pid.nu_e), int(pid.nu_mu), int(pid.nu_tau))
+PHOTON, ELECTRON, MUON, TAU = int(pid.gamma), int(pid.e_minus), int(pid.mu_minus), int(pid.tau_minus)
 FAR = 7000.0  # mm, where particles that leave the detector end
 MIN_SHOWER_ENERGY = 0.01  # GeV
+STOP_DEPTH = 50.0  # mm behind the face where particles that shower are said to end
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def detector_response(particles: Particles, detector: DetectorModel, rng: np.ran
     status = _simulator_status(particles, flight, stops_in_tracker, reaches, ends_inside, is_neutrino)
     endpoint = particles.endpoint.copy()
     stops = reaches & is_final
-    endpoint[stops] = position[stops] + 50.0 * direction[stops]
+    endpoint[stops] = position[stops] + STOP_DEPTH * direction[stops]
     leaves = is_final & ~reaches & ends_inside & ~stops_in_tracker
     momentum = np.linalg.norm(particles.momentum, axis=1, keepdims=True)
     endpoint[leaves] = (particles.vertex + FAR * particles.momentum / np.maximum(momentum, 1e-9))[leaves]
@@ -117,13 +121,13 @@ def _simulator_status(
     its parent ends, a radiated photon."""
     absolute = np.abs(particles.pdg)
     is_final = particles.status != 2
-    is_muon = absolute == 13
+    is_muon = absolute == MUON
     final = np.select(
         [is_neutrino | (is_muon & reaches), stops_in_tracker, reaches | ~ends_inside],
         [BIT_LEFT, BIT_DECAYED_TRACKER | BIT_STOPPED, BIT_DECAYED_CALO | BIT_STOPPED],
         BIT_LEFT,
     )
-    decays = (absolute > 100) | np.isin(absolute, (13, 15))
+    decays = (absolute > LEAST_HADRON) | np.isin(absolute, (MUON, TAU))
     decayed = np.where(decays, np.where(ends_inside, BIT_DECAYED_TRACKER, BIT_DECAYED_CALO), 0)
     bits: IntArray = np.where(is_final, final, decayed) + np.where(particles.status == 0, BIT_CREATED, 0)
     bits[particles.child[flight.radiated[particles.parent] > 0]] += BIT_NOT_AT_ENDPOINT
@@ -131,9 +135,10 @@ def _simulator_status(
 
 
 def _shower_kind(pdg: IntArray, charge: FloatArray) -> IntArray:
+    """The kind of shower (n,) that particles make, as showers.py numbers them."""
     absolute = np.abs(pdg)
     return np.select(
-        [absolute == 22, absolute == 11, absolute == 13, charge != 0],
+        [absolute == PHOTON, absolute == ELECTRON, absolute == MUON, charge != 0],
         [showers.PHOTON, showers.ELECTRON, showers.MUON, showers.CHARGED_HADRON],
         showers.NEUTRAL_HADRON,
     )
@@ -162,6 +167,7 @@ def _hits(
     detector: DetectorModel,
     rng: np.random.Generator,
 ) -> Hits:
+    """The hits above threshold of the particles `index` that enter the calorimeters at `position` in `direction`, not yet in clusters."""
     geometry = cells.geometry(detector)
     energy = _deposited_energy(particles, flight, index)
     index, energy = index[energy > MIN_SHOWER_ENERGY], energy[energy > MIN_SHOWER_ENERGY]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pfscale.simulation.detectors import DetectorModel
@@ -9,13 +11,31 @@ from pfscale.simulation.generator import FloatArray, Particles, generate, make_p
 from pfscale.simulation.processes import decay_settings, find_process
 from pfscale.simulation.response import DetectorEvents, detector_response
 
+BATCH_EVENTS = 500  # in memory at once
+
 
 def sample(detector: DetectorModel, process: str, higgs: str | None, z: str | None, num_events: int, seed: int = 1) -> DetectorEvents:
     """`num_events` simulated events in memory."""
-    hard = find_process(process)
-    pythia = make_pythia(hard, decay_settings(hard, higgs, z), detector.sqrt_s[process], seed)
+    return next(batches(detector, process, higgs, z, num_events, seed=seed, batch_events=num_events))
+
+
+def batches(
+    detector: DetectorModel,
+    process: str,
+    higgs: str | None,
+    z: str | None,
+    num_events: int,
+    *,
+    seed: int = 1,
+    batch_events: int = BATCH_EVENTS,
+) -> Iterator[DetectorEvents]:
+    """`num_events` simulated events, `batch_events` at a time: as many as are wanted, in memory that does not grow with them."""
+    hard, energy = find_process(process), detector.sqrt_s[process]
+    pythia = make_pythia(hard, decay_settings(hard, higgs, z), energy, seed)
     rng = np.random.default_rng(seed)
-    return detector_response(generate(pythia, num_events, detector, detector.sqrt_s[process], rng), detector, rng)
+    for done in range(0, num_events, batch_events):
+        particles = generate(pythia, min(batch_events, num_events - done), detector, energy, rng)
+        yield detector_response(particles, detector, rng)
 
 
 def particle_gun(pdg: int, mass: float, charge: float, energy: FloatArray, seed: int = 1) -> Particles:

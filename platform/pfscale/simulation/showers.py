@@ -17,14 +17,45 @@ from pfscale.simulation.generator import FloatArray, IntArray
 from pfscale.simulation.muons import chamber_hits
 
 PHOTON, ELECTRON, MUON, CHARGED_HADRON, NEUTRAL_HADRON = 0, 1, 2, 3, 4
-MOLIERE_RADIUS = 20.0  # mm, of the sandwich with its gaps
+PI0, HADRONIC, NEUTRONS = 0, 1, 2  # parts of hadron showers
 HADRON_SPOT = 0.05  # GeV, mean
 SPOT_SPREAD = 0.5  # spots are uniform in mean * (1 +- this) ...
 SPOT_VARIANCE = 1.0 + SPOT_SPREAD**2 / 3.0  # ... which raises the variance of their sum by this factor
-NEUTRON_SHARE = 0.12
-STRETCH = 0.3  # a shower of E GeV is longer by 1 + STRETCH ln(1 + E / 3 GeV), near the fit of Bock et al., NIM 186 (1981) 533
-ELECTROMAGNETIC_SHARE = 0.38  # chance of a part of a hadron shower to be a pi0
 SPOTS_BESIDES = 200  # ionisation and muon chambers
+LEAST_COSINE = 0.3  # of the angle of incidence, so that no path is endless
+MIP_FLOOR = 0.75  # a minimum-ionising deposit is at least this part of its mean; the rest has an exponential tail, like a Landau's
+
+# Electromagnetic showers: the gamma profile dE/dt ~ t^(b t_max) e^(-b t) of the PDG review, t_max = ln(E / E_c) +- 0.5 for photons
+# and electrons, and the radial density 2 r R^2 / (r^2 + R^2)^2 of Grindhammer and Peters (hep-ex/0001020) with a core and a tail: the
+# numbers leave 90% within a Moliere radius.
+CRITICAL_ENERGY = 0.010  # GeV: 8 MeV of tungsten, more with silicon and gaps
+PROFILE_B = 0.5
+MAXIMUM_SHIFT = 0.5
+MAXIMUM_SPREAD = 0.5  # radiation lengths, from shower to shower
+LEAST_MAXIMUM = 0.5  # radiation lengths
+MOLIERE_RADIUS = 20.0  # mm, of the sandwich with its gaps
+CORE, TAIL, CORE_SHARE = 0.22, 0.8, 0.85  # Moliere radii
+MAX_TAILS = 8.0  # the density is cut at this many tail radii
+
+# Hadron showers. Only the length's growth with energy is taken from a fit; the others are chosen: what they lead to in hits per cluster,
+# merged and split showers and the energies of jets is shown beside full simulation by the realism tables.
+STRETCH = 0.3  # a shower of E GeV is longer by 1 + STRETCH ln(1 + E / STRETCH_ENERGY), near the fit of Bock et al., NIM 186 (1981) 533
+STRETCH_ENERGY = 3.0  # GeV
+RANGE_SHARE, RANGE_ENERGY = 0.2, 1.5  # slow hadrons stop before they interact: the free path is shorter by min(1, this + E / GeV)
+PARTS_SLOPE = 0.8  # mean number of parts beyond the first, per ln(1 + E / GeV)
+PART_FLOOR = 0.1  # of a part's share, so that none is empty
+PART_TILT = 0.35  # mean sine of a part's angle, per share of the energy: soft parts go astray
+NEUTRON_SHARE = 0.12
+ELECTROMAGNETIC_SHARE = 0.38  # chance of a part to be a pi0
+PI0_CORE, PI0_TAIL, PI0_CORE_SHARE = 0.3, 1.0, 0.8  # Moliere radii: wider than a photon's
+HADRONIC_START = 0.5  # interaction lengths to where a hadronic part begins
+HADRONIC_SHAPE, HADRONIC_SCALE = 1.2, 0.45  # of its gamma profile; interaction lengths
+HADRONIC_CORE, HADRONIC_TAIL, HADRONIC_CORE_SHARE = 15.0, 50.0, 0.5  # mm
+TRACK_LOSS, TRACK_SHARE, TRACK_WIDTH = 6e-4, 0.4, 2.0  # GeV/mm that a hadronic part ionises on its way, at most this share; mm
+NEUTRON_LENGTH, NEUTRON_BACK, NEUTRON_RADIUS = 250.0, 0.4, 70.0  # mm forward, of it back, mm across: a cloud around the interaction
+MAX_FLUCTUATION = 0.9  # of a shower's energy
+LEAST_SHOWER = 0.02  # GeV
+LEAST_SMEARED = 0.2  # GeV: below, the resolution is that of this energy
 
 
 @compiled(forceinline=True)
@@ -33,7 +64,7 @@ def _add(geo: Geometry, spots: FloatArray, n: int, energy: float, x: float, y: f
     cell = cell_of(geo, x, y, z)
     if cell < 0:
         return n
-    spots[n, 0], spots[n, 1], spots[n, 2] = cell, energy * (geo.ecal_scale if cell < (1 << 31) else geo.hcal_scale), path
+    spots[n, 0], spots[n, 1], spots[n, 2] = cell, energy, path
     return n + 1
 
 
@@ -53,8 +84,8 @@ def _frame(dx: float, dy: float, dz: float) -> tuple[float, float, float, float,
 def _cosine(geo: Geometry, x: float, y: float, z: float, dx: float, dy: float, dz: float) -> float:
     """Cosine of the angle of incidence on the face (bounded, so that no path is endless)."""
     if abs(z) >= geo.z - 1e-6:
-        return max(abs(dz), 0.3)
-    return max(abs(x * dx + y * dy) / np.hypot(x, y), 0.3)
+        return max(abs(dz), LEAST_COSINE)
+    return max(abs(x * dx + y * dy) / np.hypot(x, y), LEAST_COSINE)
 
 
 @compiled(forceinline=True)
@@ -78,10 +109,10 @@ def _in_disc(rng: np.random.Generator) -> tuple[float, float, float]:
 
 @compiled(forceinline=True)
 def _across(rng: np.random.Generator, core: float, tail: float, share: float) -> tuple[float, float]:
-    """Distances (u, v) from the axis with the density 2 r R^2 / (r^2 + R^2)^2 of r, R = core or tail, cut at eight tail radii."""
+    """Distances (u, v) from the axis with the density 2 r R^2 / (r^2 + R^2)^2 of r, R = core or tail, cut at MAX_TAILS."""
     scale = core if rng.random() < share else tail
     a, b, square = _in_disc(rng)
-    factor = min(scale / np.sqrt(1.0 - square), 8.0 * tail / np.sqrt(square))
+    factor = min(scale / np.sqrt(1.0 - square), MAX_TAILS * tail / np.sqrt(square))
     return factor * a, factor * b
 
 
@@ -98,14 +129,15 @@ def _electromagnetic(
 ) -> int:  # fmt: skip
     """An electromagnetic shower that starts at the face. This and the following return the number of spots after theirs."""
     mean = geo.ecal_stochastic**2 / SPOT_VARIANCE
-    number = rng.poisson(energy * max(1.0 + geo.ecal_constant * rng.standard_normal(), 0.1) / mean)
-    t_max = max(np.log(energy / 0.010) + (-0.5 if is_electron else 0.5) + 0.5 * rng.standard_normal(), 0.5)
+    number = rng.poisson(energy * max(1.0 + geo.ecal_constant * rng.standard_normal(), 1.0 - MAX_FLUCTUATION) / mean)
+    shift = -MAXIMUM_SHIFT if is_electron else MAXIMUM_SHIFT
+    t_max = max(np.log(energy / CRITICAL_ENERGY) + shift + MAXIMUM_SPREAD * rng.standard_normal(), LEAST_MAXIMUM)
     cosine = _cosine(geo, x, y, z, dx, dy, dz)
     ax, ay, az, bx, by, bz = _frame(dx, dy, dz)
     for _ in range(number):
-        depth = rng.standard_gamma(1.0 + 0.5 * t_max) / 0.5
+        depth = rng.standard_gamma(1.0 + PROFILE_B * t_max) / PROFILE_B
         path = _to_path(geo, depth, cosine, geo.ecal_x0, geo.hcal_x0)
-        u, v = _across(rng, 0.22 * MOLIERE_RADIUS, 0.8 * MOLIERE_RADIUS, 0.85)
+        u, v = _across(rng, CORE * MOLIERE_RADIUS, TAIL * MOLIERE_RADIUS, CORE_SHARE)
         n = _add(geo, spots, n, _spot(rng, mean), x + path * dx + u * ax + v * bx, y + path * dy + u * ay + v * by,
                  z + path * dz + u * az + v * bz, path)  # fmt: skip
     return n
@@ -123,7 +155,7 @@ def _ionise(
     end = (geo.ecal_thickness + geo.gap + geo.hcal_thickness) / cosine
     while path < min(stop, end) and energy > 0.0:
         in_ecal = path < back
-        deposit = (geo.ecal_mip if in_ecal else geo.hcal_mip) / cosine * (0.75 + 0.25 * rng.standard_exponential())
+        deposit = (geo.ecal_mip if in_ecal else geo.hcal_mip) / cosine * (MIP_FLOOR + (1.0 - MIP_FLOOR) * rng.standard_exponential())
         deposit = min(deposit, energy)
         n = _add(geo, spots, n, deposit, x + path * dx, y + path * dy, z + path * dz, path)
         energy -= deposit
@@ -138,7 +170,7 @@ def _part(
     geo: Geometry, rng: np.random.Generator, spots: FloatArray, n: int, energy: float, kind: int, stretch: float, path: float,
     x: float, y: float, z: float, dx: float, dy: float, dz: float,
 ) -> int:  # fmt: skip
-    """One part of a hadron shower from the interaction point (x, y, z): 0 electromagnetic, 1 hadronic, 2 neutrons.
+    """One part of a hadron shower from the interaction point (x, y, z), `kind` PI0, HADRONIC or NEUTRONS.
 
     `stretch`: how much longer than the average the hadronic parts of this shower are.
     """
@@ -149,24 +181,24 @@ def _part(
     in_ecal = depth < geo.ecal_thickness
     mm_per_x0 = geo.ecal_thickness / geo.ecal_x0 if in_ecal else geo.hcal_thickness / geo.hcal_x0
     mm_per_lambda = geo.ecal_thickness / geo.ecal_lambda if in_ecal else geo.hcal_thickness / geo.hcal_lambda
-    t_max = max(np.log(energy / 0.010) + 0.5, 0.5)
-    start = rng.standard_exponential() * 0.5 * stretch * mm_per_lambda if kind == 1 else 0.0
-    ionising = min(start / 50.0 * 0.03, 0.4 * energy) / max(energy, 1e-9) if kind == 1 else 0.0
+    t_max = max(np.log(energy / CRITICAL_ENERGY) + MAXIMUM_SHIFT, LEAST_MAXIMUM)
+    start = rng.standard_exponential() * HADRONIC_START * stretch * mm_per_lambda if kind == HADRONIC else 0.0
+    ionising = min(TRACK_LOSS * start, TRACK_SHARE * energy) / max(energy, 1e-9) if kind == HADRONIC else 0.0
     for _ in range(number):
-        if kind == 0:
-            along = rng.standard_gamma(1.0 + 0.5 * t_max) / 0.5 * mm_per_x0
-            u, v = _across(rng, 0.3 * MOLIERE_RADIUS, MOLIERE_RADIUS, 0.8)
-        elif kind == 1 and rng.random() < ionising:
+        if kind == PI0:
+            along = rng.standard_gamma(1.0 + PROFILE_B * t_max) / PROFILE_B * mm_per_x0
+            u, v = _across(rng, PI0_CORE * MOLIERE_RADIUS, PI0_TAIL * MOLIERE_RADIUS, PI0_CORE_SHARE)
+        elif kind == HADRONIC and rng.random() < ionising:
             along = rng.random() * start
             a, b, square = _in_disc(rng)
-            u, v = 2.0 * a / np.sqrt(square), 2.0 * b / np.sqrt(square)
-        elif kind == 1:
-            along = start + rng.standard_gamma(1.2) * 0.45 * stretch * mm_per_lambda
-            u, v = _across(rng, 15.0, 50.0, 0.5)
+            u, v = TRACK_WIDTH * a / np.sqrt(square), TRACK_WIDTH * b / np.sqrt(square)
+        elif kind == HADRONIC:
+            along = start + rng.standard_gamma(HADRONIC_SHAPE) * HADRONIC_SCALE * stretch * mm_per_lambda
+            u, v = _across(rng, HADRONIC_CORE, HADRONIC_TAIL, HADRONIC_CORE_SHARE)
         else:
-            along = 250.0 * (rng.standard_exponential() - 0.4)
+            along = NEUTRON_LENGTH * (rng.standard_exponential() - NEUTRON_BACK)
             a, b, square = _in_disc(rng)
-            factor = 70.0 * (rng.standard_exponential() + rng.standard_exponential()) / np.sqrt(square)
+            factor = NEUTRON_RADIUS * (rng.standard_exponential() + rng.standard_exponential()) / np.sqrt(square)
             u, v = factor * a, factor * b
         n = _add(geo, spots, n, _spot(rng, HADRON_SPOT), x + along * dx + u * ax + v * bx, y + along * dy + u * ay + v * by,
                  z + along * dz + u * az + v * bz, path + max(along, 0.0))  # fmt: skip
@@ -180,32 +212,31 @@ def _hadronic(
 ) -> int:  # fmt: skip
     """A hadron: ionisation up to the first interaction, then parts that share what is left."""
     cosine = _cosine(geo, x, y, z, dx, dy, dz)
-    # Slow hadrons stop by ionisation before they interact: the free path shrinks with the range.
-    free = rng.standard_exponential() * min(1.0, 0.2 + energy / 1.5)
+    free = rng.standard_exponential() * min(1.0, RANGE_SHARE + energy / RANGE_ENERGY)
     path = _to_path(geo, free, cosine, geo.ecal_lambda, geo.hcal_lambda)
     if is_charged:
         n, energy = _ionise(geo, rng, spots, n, energy, path, x, y, z, dx, dy, dz)
-    if energy < 0.02 or path > (geo.ecal_thickness + geo.gap + geo.hcal_thickness) / cosine:
+    if energy < LEAST_SHOWER or path > (geo.ecal_thickness + geo.gap + geo.hcal_thickness) / cosine:
         return n
-    stretch = 1.0 + STRETCH * np.log1p(energy / 3.0)
+    stretch = 1.0 + STRETCH * np.log1p(energy / STRETCH_ENERGY)
     smear = max(geo.hcal_stochastic**2 - HADRON_SPOT * SPOT_VARIANCE, 0.0)
-    sigma = np.sqrt(smear / max(energy, 0.2) + geo.hcal_constant**2)
-    energy *= min(max(1.0 + sigma * rng.standard_normal(), 0.1), 1.9)
+    sigma = np.sqrt(smear / max(energy, LEAST_SMEARED) + geo.hcal_constant**2)
+    energy *= 1.0 + min(max(sigma * rng.standard_normal(), -MAX_FLUCTUATION), MAX_FLUCTUATION)
     px, py, pz = x + path * dx, y + path * dy, z + path * dz
     ax, ay, az, bx, by, bz = _frame(dx, dy, dz)
-    number = 1 + rng.poisson(0.8 * np.log1p(energy))
+    number = 1 + rng.poisson(PARTS_SLOPE * np.log1p(energy))
     weights = np.empty(number)
     for k in range(number):
-        weights[k] = 0.1 + rng.standard_exponential()
+        weights[k] = PART_FLOOR + rng.standard_exponential()
     weights *= (1.0 - NEUTRON_SHARE) * energy / weights.sum()
-    n = _part(geo, rng, spots, n, NEUTRON_SHARE * energy, 2, stretch, path, px, py, pz, dx, dy, dz)
+    n = _part(geo, rng, spots, n, NEUTRON_SHARE * energy, NEUTRONS, stretch, path, px, py, pz, dx, dy, dz)
     for k in range(number):
-        tilt = min(0.35 * rng.standard_exponential() / weights[k], 1.0)
+        tilt = min(PART_TILT * rng.standard_exponential() / weights[k], 1.0)
         a, b, square = _in_disc(rng)
         u, v = tilt * a / np.sqrt(square), tilt * b / np.sqrt(square)
         tx, ty, tz = dx + u * ax + v * bx, dy + u * ay + v * by, dz + u * az + v * bz
         norm = np.sqrt(tx * tx + ty * ty + tz * tz)
-        kind = 0 if rng.random() < ELECTROMAGNETIC_SHARE else 1
+        kind = PI0 if rng.random() < ELECTROMAGNETIC_SHARE else HADRONIC
         n = _part(geo, rng, spots, n, weights[k], kind, stretch, path, px, py, pz, tx / norm, ty / norm, tz / norm)
     return n
 

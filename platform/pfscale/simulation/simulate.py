@@ -26,7 +26,7 @@ LEAST = {"seed": 0, "num_workers": 0}  # all other numbers are at least 1
 FORMATS = ("ttree", "rntuple")
 FILE_NAME = re.compile(r"[A-Za-z0-9]+_[A-Za-z0-9]+_\d+_\d+\.edm4hep\.root((\.\w+)?\.partial)?")
 MAX_PYTHIA_SEED = 900_000_000
-SIMULATION_VERSION = 2  # raised whenever the same seed would give other events: older files are then not taken for complete ones
+SIMULATION_VERSION = 3  # raised whenever the same seed would give other events: older files are then not taken for complete ones
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ def _checked(detector: str, process: str, higgs_decay: str | None, z_decay: str 
 
 
 def _prepare_folder(folder: Path) -> Path:
+    """The output folder, made if need be.
+
+    Raises:
+        OutputExistsError: it is a file, or holds other data.
+    """
     if folder.exists() and not folder.is_dir():
         raise OutputExistsError("the output is a file, not a folder", where=str(folder), hint="choose another --output")
     foreign = [p.name for p in folder.glob("*") if not FILE_NAME.fullmatch(p.name)]
@@ -182,6 +187,7 @@ def _tidied(chunks: list[Chunk]) -> Iterator[None]:
 
 
 def _delete_unfinished(chunks: list[Chunk]) -> None:
+    """Deletes what ended attempts have left of the chunks."""
     for chunk in chunks:
         for partial in chunk.path.parent.glob(f"{chunk.path.name}*.partial"):
             partial.unlink(missing_ok=True)
@@ -245,6 +251,7 @@ def _finished(chunk: Chunk, task: Any) -> int:
 
 
 def _whole_chunk(chunk: Chunk) -> int | PfscaleError:
+    """The number of events of a chunk, or what went wrong."""
     try:
         return sum(simulate_chunk(chunk))
     except PfscaleError as error:

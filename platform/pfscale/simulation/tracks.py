@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from particle.pdgid import literals as pid
 
 from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
@@ -21,8 +22,16 @@ from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
 from pfscale.simulation.material import Flight
 
 MIN_HITS = 4
-MIN_PT = 0.1
-ELECTRON_FACTOR = 1.25  # of the constant term of the momentum resolution
+MIN_PT = 0.1  # GeV, of the Delphes card
+MAX_START = 1500.0  # mm from the origin: farther out too few layers are left in both detectors
+MIN_FLIGHT = 30.0  # mm that a particle must fly before it decays
+ELECTRON_FACTOR = 1.25  # of the constant term of the momentum resolution (Delphes cards: 1.2 to 1.7)
+# sigma(phi) = PHI_ASYMPTOTIC (+) PHI_SCATTERING / (p sqrt(sin theta)), growing with the innermost hit's radius as sqrt(1 + r / PHI_RADIUS):
+# from the errors of the precise tracks of the real CLD event
+PHI_ASYMPTOTIC, PHI_SCATTERING, PHI_RADIUS = 2e-5, 1.05e-3, 200.0  # rad, rad GeV, mm
+VERTEX_MARGIN = 1.8  # a first hit beyond this times the last vertex layer's radius is none of the vertex detector's, ...
+STRIP_FACTOR = 1.8  # ... whose Z0 is worse than its D0 by this: strips of 7 x 90 um
+WRONG_HITS = 0.1  # part of the tracks that have one hit of another particle
 # Correlations of (D0, phi, omega, Z0, tanLambda)
 CORRELATION = np.array(
     [
@@ -70,10 +79,10 @@ def reconstruct_tracks(particles: Particles, flight: Flight, arc: FloatArray, de
         (particles.charge != 0)
         & (pt > MIN_PT)
         & (np.abs(eta) < detector.track_eta_max)
-        & (np.linalg.norm(particles.vertex, axis=1) < 1500.0)
+        & (np.linalg.norm(particles.vertex, axis=1) < MAX_START)
     )
     length = np.linalg.norm(particles.endpoint - particles.vertex, axis=1)
-    candidates = candidates[~decays_in_flight[candidates] | (length[candidates] > 30.0)]
+    candidates = candidates[~decays_in_flight[candidates] | (length[candidates] > MIN_FLIGHT)]
     true, arcs_to_origin = _at_origin(particles, candidates, detector.b_field)
     layers = np.array(detector.barrel_layers)
     disks = np.array(detector.disks)
@@ -84,7 +93,7 @@ def reconstruct_tracks(particles: Particles, flight: Flight, arc: FloatArray, de
     found = (num_hits >= MIN_HITS) & (rng.random(len(candidates)) < _efficiency(particles, candidates, pt, eta, detector))
     keep = np.flatnonzero(found)
     radius = np.hypot(first_hit[:, 0], first_hit[:, 1])
-    is_electron = np.abs(particles.pdg[candidates[keep]]) == 11
+    is_electron = np.abs(particles.pdg[candidates[keep]]) == int(pid.e_minus)
     measured = _measured(_as_seen(true[keep], flight, candidates[keep], detector), radius[keep], is_electron, detector, rng)
     # In the order of the particles, neighbours would be siblings and the first tracks those of the hard process.
     by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[candidates[keep]]))
@@ -211,9 +220,9 @@ def _resolutions(parameters: FloatArray, radius: FloatArray, constant_factor: fl
     sin_theta = 1.0 / np.cosh(eta)
     lever = np.maximum(radius / detector.barrel_layers[0][0], 1.0)
     d0 = lever * np.hypot(detector.d0_asymptotic, detector.d0_scattering / (momentum * sin_theta**1.5))
-    outside_vertex = radius > detector.barrel_layers[detector.vertex_layers - 1][0] * 1.8
-    phi = np.hypot(2e-5, 1.05e-3 / (momentum * np.sqrt(sin_theta))) * np.sqrt(1.0 + radius / 200.0)
-    z0 = d0 / sin_theta * np.where(outside_vertex, 1.8, 1.0)
+    outside_vertex = radius > detector.barrel_layers[detector.vertex_layers - 1][0] * VERTEX_MARGIN
+    phi = np.hypot(PHI_ASYMPTOTIC, PHI_SCATTERING / (momentum * np.sqrt(sin_theta))) * np.sqrt(1.0 + radius / PHI_RADIUS)
+    z0 = d0 / sin_theta * np.where(outside_vertex, STRIP_FACTOR, 1.0)
     return np.stack([d0, phi, np.abs(omega) * np.hypot(slope * pt, constant), z0, phi / sin_theta], axis=1)
 
 
@@ -228,7 +237,10 @@ def _at_calorimeter(arc: FloatArray, measured: FloatArray, to_vertex: FloatArray
 
 
 def _dedx(particles: Particles, index: IntArray, resolution: float | None, rng: np.random.Generator) -> FloatArray:
-    """A Bethe-like energy loss (GeV/mm) with a relative spread of `resolution`; 0 where the detector does not measure it."""
+    """A Bethe-like energy loss (GeV/mm) with a relative spread of `resolution`; 0 where the detector does not measure it.
+
+    1 / beta^2 with a relativistic rise of 8% per e-fold up to a plateau: the form of the PDG review, not its numbers.
+    """
     if resolution is None:
         return np.zeros(len(index))
     beta_gamma = np.linalg.norm(particles.momentum[index], axis=1) / np.maximum(particles.mass[index], 1e-4)
@@ -238,7 +250,7 @@ def _dedx(particles: Particles, index: IntArray, resolution: float | None, rng: 
 
 
 def _confusion(event: IntArray, particle: IntArray, rng: np.random.Generator) -> IntArray:
-    """For one track in ten, the particle of the neighbouring track in the same event that owns one of its hits; else -1."""
+    """For WRONG_HITS of the tracks, the particle of the neighbouring track in the same event that owns one of its hits; else -1."""
     other = np.roll(particle, 1)
     same_event = np.roll(event, 1) == event
-    return np.where((rng.random(len(particle)) < 0.1) & same_event & (other != particle), other, -1)
+    return np.where((rng.random(len(particle)) < WRONG_HITS) & same_event & (other != particle), other, -1)

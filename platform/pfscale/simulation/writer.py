@@ -95,6 +95,7 @@ def _jagged(counts: IntArray, values: npt.NDArray[Any]) -> ak.Array:
 
 
 def _listed(counts: IntArray, content: ak.contents.Content) -> ak.contents.Content:
+    """Lists of `counts` objects per event over flat content."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
 
@@ -121,6 +122,7 @@ def _records(columns: Columns) -> ak.Array:
 
 
 def _record(members: Mapping[str, Any]) -> ak.contents.Content:
+    """Nested members as a record."""
     contents = [_record(part) if isinstance(part, dict) else ak.from_numpy(part, regulararray=True).layout for part in members.values()]
     return ak.contents.RecordArray(contents, list(members))
 
@@ -161,6 +163,7 @@ def _vector(name: str, counts: IntArray, values: FloatArray, dtype: type[np.floa
 
 
 def _relation(name: str, counts: IntArray, index: IntArray, collection: int | npt.NDArray[np.uint32]) -> Columns:
+    """The branches of references to objects by `index` within their event and collection."""
     ids = np.broadcast_to(np.asarray(collection, dtype=np.uint32), index.shape)
     return {f"{name}.index": (counts, index.astype(np.int32)), f"{name}.collectionID": (counts, ids)}
 
@@ -176,6 +179,7 @@ def _ranges(name: str, counts: IntArray, per_object: IntArray, event: IntArray) 
 
 
 def _particle_columns(events: DetectorEvents, first: IntArray) -> Columns:
+    """MC particles with their parents and daughters."""
     particles = events.particles
     counts = _count(particles.event, particles.num_events)
     columns: Columns = {
@@ -203,6 +207,7 @@ def _particle_columns(events: DetectorEvents, first: IntArray) -> Columns:
 
 
 def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Columns:
+    """Tracks, their states, dE/dx and links to particles; the weight of a link is the part of the hits."""
     counts = _count(tracks.event, num)
     states = np.full(len(tracks), len(TRACK_STATES))
     columns: Columns = {
@@ -279,6 +284,7 @@ def _number_in_collection(hits: Hits) -> IntArray:
 
 
 def _hit_columns(hits: Hits, first_particle: IntArray, num: int) -> Columns:
+    """Hits by collection, and their links to particles; the weight of a link is an energy, GeV."""
     columns: Columns = {}
     energy, time, position = _float(hits.energy), _float(hits.time), _float(hits.position)
     for k, name in enumerate(HIT_COLLECTIONS):
@@ -306,6 +312,7 @@ def _hit_relation(name: str, counts: IntArray, hits: Hits, index: IntArray) -> C
 
 
 def _cluster_columns(clusters: Clusters, hits: Hits, num: int) -> Columns:
+    """Clusters with their hits."""
     counts = _count(clusters.event, num)
     x, y, z = clusters.position.T
     columns: Columns = {

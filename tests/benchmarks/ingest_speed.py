@@ -1,4 +1,4 @@
-"""The tables of README.md: `python tests/benchmarks/ingest_speed.py FOLDER`; the samples, 24 GB, are made once in FOLDER."""
+"""The tables of README.md: `python tests/benchmarks/ingest_speed.py FOLDER`; the samples, 48 GB, are made once in FOLDER."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from measure import WRITE
 from replicate import Event, read_event, write_rntuple, write_ttree
 
 MEASURE = Path(__file__).parent / "measure.py"
-NUM_FILES = 16  # of the ingest that is spread over workers
 WORKERS = (1, 2)
 FACTOR = 10  # between the file sizes whose peak memories are compared
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -31,6 +30,7 @@ class Sample:
 
     Attributes:
         core, workers, memory: events per file of the measurement of that name; 0: none.
+        files: of the ingest that is spread over workers.
         make: writes a file with so many events.
     """
 
@@ -40,6 +40,7 @@ class Sample:
     core: int
     workers: int
     memory: int
+    files: int
     make: Callable[[Path, int], None]
 
     def file(self, folder: Path, num_events: int) -> Path:
@@ -53,14 +54,13 @@ class Sample:
 
     def copies(self, folder: Path, num_events: int) -> list[Path]:
         """Files that count as different data: a few bytes behind the end, which no reader looks at, differ."""
-        original = self.file(folder, num_events)
         target = folder / f"{self.name}_copies"
         target.mkdir(exist_ok=True)
-        paths = [target / f"{self.name}_{number}.root" for number in range(NUM_FILES)]
+        paths = [target / f"{self.name}_{number}.root" for number in range(self.files)]
         for number, path in enumerate(paths):
             if not path.exists():
                 unfinished = path.with_suffix(".unfinished")
-                shutil.copy(original, unfinished)
+                shutil.copy(self.file(folder, num_events), unfinished)
                 with unfinished.open("ab") as file:
                     file.write(number.to_bytes(8, "big"))
                 unfinished.replace(path)
@@ -81,9 +81,10 @@ def _replicate(write: Callable[[Path, Event, int], None]) -> Callable[[Path, int
 
 
 SAMPLES = (
-    Sample("cld", "full simulation", "cld", core=500, workers=1000, memory=500, make=_replicate(write_ttree)),
-    Sample("cld_rntuple", "full simulation, RNTuple", "cld", core=500, workers=0, memory=0, make=_replicate(write_rntuple)),
-    Sample("ttbar", "built-in ttbar", "clic", core=1000, workers=1000, memory=1000, make=_simulate_ttbar),
+    Sample("cld", "full simulation", "cld", core=500, workers=1000, memory=500, files=16, make=_replicate(write_ttree)),
+    Sample("cld_large", "full simulation, large files", "cld", core=0, workers=4000, memory=0, files=4, make=_replicate(write_ttree)),
+    Sample("cld_rntuple", "full simulation, RNTuple", "cld", core=500, workers=0, memory=0, files=0, make=_replicate(write_rntuple)),
+    Sample("ttbar", "built-in ttbar", "clic", core=1000, workers=10000, memory=1000, files=4, make=_simulate_ttbar),
 )
 
 
@@ -165,7 +166,7 @@ def worker_table(results: dict[str, list[list[Results]]]) -> str:
     titles = [sample.title for sample in SAMPLES if sample.name in results]
     lines = _header("Ray workers", titles)
     columns = [results[sample.name] for sample in SAMPLES if sample.name in results]
-    lines.append(_row("files x events", [f"{NUM_FILES} x {rounds[0][0]['num_events'] // NUM_FILES}" for rounds in columns]))
+    lines.append(_row("files x events", [f"{s.files} x {s.workers}" for s in SAMPLES if s.name in results]))
     for key, label in (("call", "`ingest()` in a running Ray"), ("verb", "`pfscale ingest`, Ray's start included")):
         best = [[min(r[k][f"{key}_wall"] for r in rounds) for k in range(len(WORKERS))] for rounds in columns]
         cpu = [[min(r[k][f"{key}_cpu"] for r in rounds) for k in range(len(WORKERS))] for rounds in columns]

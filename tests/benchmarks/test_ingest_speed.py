@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from ingest_speed import (
     FACTOR,
-    NUM_FILES,
     SAMPLES,
     WORKERS,
     Sample,
@@ -83,7 +82,7 @@ def test_workers(sample: Sample, folder: Path) -> None:
     """Prints the time of ingest with one and with two Ray workers."""
     rounds = measure_workers(sample, folder, repeat=1)
     print(f"\n\n{worker_table({sample.name: rounds})}")
-    assert [found["num_events"] for found in rounds[0]] == [NUM_FILES * sample.workers] * len(WORKERS)
+    assert [found["num_events"] for found in rounds[0]] == [sample.files * sample.workers] * len(WORKERS)
 
 
 @measured_by("memory")

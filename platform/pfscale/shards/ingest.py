@@ -29,7 +29,8 @@ from pfscale.shards.workers import count_workers, map_unordered
 from pfscale.shards.writer import Outcome, Unit, make_units, write_or_tell
 
 SIMULATIONS = ("builtin", "geant4", "fast")
-SECONDS_EXAMINING_HERE = 1.0  # then Ray's workers share what is left: a file of full simulation takes 0.4 s to open
+SECONDS_EXAMINING_HERE = 0.5  # then Ray's workers share what is left: a file of full simulation takes 0.4 s to open
+EXAMINING_TASKS_PER_WORKER = 2
 
 
 def ingest(
@@ -118,7 +119,10 @@ def _examine(paths: Sequence[str], detector: Detector, num_workers: int | None, 
     stack.enter_context(ray_cluster())
     workers, cpus_each = count_workers(num_workers)
     task = functools.partial(examine, detector=detector)
-    results = dict(map_unordered(rest, task, on_death=_examined_to_death, workers=workers, cpus_each=cpus_each))
+    found = map_unordered(
+        rest, task, on_death=_examined_to_death, workers=workers, cpus_each=cpus_each, tasks_per_worker=EXAMINING_TASKS_PER_WORKER
+    )
+    results = dict(found)
     return [*here, *(results[number] for number in range(len(rest)))]
 
 

@@ -14,7 +14,7 @@ from pfscale.remote import no_room
 
 ITEMS_PER_TASK = 32  # at most: a task of Ray Data costs 10 ms, as much as opening a small file
 DEATHS_PER_TASK = 2  # Ray Data's own choice is to repeat for ever a task that kills its workers
-TASKS_PER_WORKER = 16  # at least, where there is enough to do: so that all workers end at the same time; Ray Data takes 0.2 s to hand out a task
+TASKS_PER_WORKER = 16  # at least, where there is enough to do: so that all workers end together; Ray Data takes 0.2 s to hand out a task
 
 
 def count_workers(asked: int | None) -> tuple[int, float]:

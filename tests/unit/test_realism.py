@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from pfscale.edm4hep.reader import open_source
+from pfscale.errors import InputFileError
 from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.evaluation import CALORIMETER_ONLY, RULE_BASED, TRUTH_TARGETS
 from pfscale.simulation import realism
 from pfscale.simulation.detectors import DETECTORS
-from pfscale.simulation.realism import MARKS, replace_tables, tables
+from pfscale.simulation.realism import MARKS, REAL_EVENT, SAMPLES, main, pulls, replace_tables, tables
+from pfscale.simulation.realism_counts import measure_file
 from pfscale.simulation.realism_jets import Resolution, jet_sample, resolutions
-from pfscale.simulation.realism_targets import count_rows, jet_rows, photon_row, pull_row
-from pfscale.simulation.samples import batches
+from pfscale.simulation.realism_single import photon_response
+from pfscale.simulation.realism_targets import count_rows, jet_rows, photon_row, pull_row, rate_row
+from pfscale.simulation.samples import batches, sample
 
 pytest.importorskip("pythia8mc")
 
 README = Path(realism.__file__).parent / "README.md"
+REAL_FILE = Path(__file__).parents[1] / "data" / "cld_zh_nunubb_240_1ev_podio1.2.root"
 
 
 def structure(text: str) -> list[list[str]]:
@@ -44,11 +50,64 @@ def test_tables_replace_only_what_is_between_the_marks() -> None:
     assert replace_tables(once, "new") == once
 
 
+@pytest.mark.parametrize("text", ["no marks", f"{MARKS[1]} {MARKS[0]}", f"{MARKS[0]} {MARKS[0]} {MARKS[1]}"])
+def test_a_readme_without_place_is_left_alone(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a traceback, or six minutes of work, before a wrong README is noticed; a README that loses its end."""
+    with pytest.raises(InputFileError):
+        replace_tables(text, "new")
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    assert main(["--readme", str(readme)]) == InputFileError.exit_code
+    assert str(readme) in capsys.readouterr().err
+    assert readme.read_text() == text
+    assert main(["--readme", str(tmp_path / "none.md")]) == InputFileError.exit_code
+
+
+def test_the_command_writes_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a command that makes its tables and then does not write them, or not for few events."""
+    monkeypatch.setattr(realism, "SAMPLES", SAMPLES[:1])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    assert main(["--events", "2", "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| clic ttbar 380 |" in text
+    assert capsys.readouterr().out == ""
+
+
+def test_the_real_columns_are_those_of_the_real_file() -> None:
+    """Catches: figures of full simulation that are not made by the code that makes ours, so that the two cannot be compared."""
+    with open_source(REAL_FILE) as source:
+        found = measure_file(source, DETECTORS["cld"])
+    assert asdict(REAL_EVENT) == pytest.approx(asdict(found), rel=2e-3)
+
+
+def test_every_process_of_a_detector_has_its_row() -> None:
+    """Catches: a process or a detector that can be simulated, but of which nobody sees how realistic it is."""
+    assert {sample[:2] for sample in SAMPLES} == {(name, process) for name, model in DETECTORS.items() for process in model.sqrt_s}
+
+
+def test_electrons_are_apart_from_the_pulls() -> None:
+    """Catches: tails of radiated electrons in the widths of all tracks, or tracks that are in neither row."""
+    events = sample(DETECTORS["cld"], "ttbar", None, None, 30)
+    others, electrons = pulls(events)
+    assert others.number + electrons.number == len(events.tracks)
+    assert max(abs(width - 1.0) for width in others.widths) < 0.1
+    assert others.beyond < 0.01 < electrons.beyond
+
+
+def test_photons_are_mostly_found_as_photons() -> None:
+    """Catches: a part of photons identified that looks at another candidate, or another event, than the one it should."""
+    assert photon_response(DETECTORS["clic"], 5.0, 100).identified > 0.9
+
+
 def _resolutions(*jets: float) -> dict[str, Resolution]:
     """Resolutions of the three reconstructions with errors of 0.003."""
     estimates = [Estimate(value, 0.003) for value in jets]
     keys = (TRUTH_TARGETS, RULE_BASED, CALORIMETER_ONLY)
-    return {key: Resolution((), value, value, value, value) for key, value in zip(keys, estimates, strict=True)}
+    return {key: Resolution((), value, value, value, value, value) for key, value in zip(keys, estimates, strict=True)}
 
 
 def test_a_missed_target_is_said() -> None:
@@ -59,6 +118,7 @@ def test_a_missed_target_is_said() -> None:
     assert [row[-1] for row in count_rows("x", ("cld", "ZH"), {"tracks": 24.0, "clusters": 70.0})] == ["yes", "**no**"]
     assert photon_row("x", (1.0, 5.0, 9.0), (1.0, 0.96, 1.01))[2:] == ("-4.0% at 5 GeV", "**no**")
     assert pull_row("x", (1.0, 1.2))[-1] == "**no**"
+    assert [rate_row("x", rate)[-1] for rate in (99.0, 101.0)] == ["**no**", "yes"]
 
 
 def test_batches_are_joined_event_by_event() -> None:

@@ -65,6 +65,16 @@ def test_boost_and_conservation(tree: dict[str, ak.Array]) -> None:
     np.testing.assert_allclose(total["y"], 0.0, atol=1e-3)
 
 
+def test_track_states_have_no_time(tree: dict[str, ak.Array]) -> None:
+    """Catches: a number that the real CLD file does not have in a column that networks may read: -1 there, of all states."""
+    real = Path(__file__).parent.parent / "data" / "cld_zh_nunubb_240_1ev_podio1.2.root"
+    name = "_SiTracks_Refitted_trackStates.time"
+    with uproot.open(real) as file:
+        key = next(key for key in file["events"].keys(recursive=True) if key.endswith(name))
+        there = set(ak.to_list(ak.flatten(file["events"][key].array())))
+    assert set(ak.to_list(ak.flatten(tree[name]))) == there == {-1.0}
+
+
 def test_secondaries_are_marked(tree: dict[str, ak.Array]) -> None:
     """Catches: material secondaries that look like generator particles, or without a parent."""
     status, simulator = tree["MCParticles.generatorStatus"], tree["MCParticles.simulatorStatus"]

@@ -112,6 +112,24 @@ def candidate_of_nothing(columns: Columns) -> None:
             columns[f"RuleBasedPFOs.{relation}_{side}"] = (counts, values)
 
 
+def without_links(name: str, num_links: int | None) -> Spoil:
+    """Takes the first links of the first event away; None: all links of all events."""
+
+    def spoil(columns: Columns) -> None:
+        for branch in (f"{name}.weight", *(f"_{name}_{end}.{part}" for end in ("from", "to") for part in ("index", "collectionID"))):
+            counts, values = columns[branch]
+            counts = counts.copy() if num_links else np.zeros_like(counts)
+            counts[0] -= num_links or 0
+            columns[branch] = (counts, values[num_links:] if num_links else values[:0])
+
+    return spoil
+
+
+def cluster_without_hits(columns: Columns) -> None:
+    for side, position in (("end", 0), ("begin", 1)):
+        change(f"PandoraClusters.hits_{side}", position, lambda _: 0)(columns)
+
+
 SPOILED: dict[str, Spoil] = {
     "finite": change("SiTracks_Refitted.chi2", 3, lambda _: np.nan),
     "range": change("PandoraClusters.hits_end", 0, lambda end: end + 1),
@@ -119,8 +137,11 @@ SPOILED: dict[str, Spoil] = {
     "inside": change("_PandoraClusters_hits.index", 7, lambda _: 100_000),
     "link-ends": shorter_end,
     "track-weights": change("SiTracksMCTruthLink.weight", 0, lambda _: 1.5),
+    "hit-truth": without_links("CalohitMCTruthLink", 50),
+    "track-truth": without_links("SiTracksMCTruthLink", 3),
     "hit-weights": change("CalohitMCTruthLink.weight", 0, lambda weight: 2 * weight),
     "mutual": change("_MCParticles_daughters.index", 0, lambda index: index + 1),
+    "cluster-hits": cluster_without_hits,
     "cluster-energy": change("PandoraClusters.energy", 0, lambda energy: 1.1 * energy),
     "one-cluster": same_hit_twice,
     "states": change("_SiTracks_Refitted_trackStates.location", 0, lambda _: 3),
@@ -135,24 +156,38 @@ def test_every_rule_has_its_spoiled_file() -> None:
     assert SPOILED.keys() == RULES.keys()
 
 
-@pytest.mark.parametrize("rule", SPOILED)
-def test_spoiled_file_is_found(tmp_path: Path, events: DetectorEvents, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
-    """Catches: a rule that cannot fail; one that excuses built-in files."""
+def spoil_second_batch(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> None:
+    """So that entries must be counted from the file's first."""
     make = writer.event_columns
 
     def spoiled(given: DetectorEvents, first_number: int, run_number: int) -> Columns:
         columns = make(given, first_number, run_number)
-        if first_number == 6:  # the second batch, so that entries must be counted from the file's first
-            SPOILED[rule](columns)
+        if first_number == 6:
+            spoil(columns)
         return columns
 
     monkeypatch.setattr(writer, "event_columns", spoiled)
+
+
+@pytest.mark.parametrize("rule", SPOILED)
+def test_spoiled_file_is_found(tmp_path: Path, events: DetectorEvents, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """Catches: a rule that cannot fail; one that excuses built-in files."""
+    spoil_second_batch(monkeypatch, SPOILED[rule])
     result = written(tmp_path / "bad.root", events)
     finding = next(finding for finding in result.errors if finding.rule == rule)
     assert finding.first_entry >= 6
     assert finding.count < 0.1 * finding.total or finding.total < 50
     if RULES[rule] is not None:
         assert rule not in {f.rule for f in written(tmp_path / "other.root", events, simulation="geant4").errors}
+
+
+def test_files_without_any_truth_are_found(tmp_path: Path, events: DetectorEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a rule that looks at the links that are there, and is content where there are none."""
+    spoil_second_batch(monkeypatch, both(without_links("CalohitMCTruthLink", None), without_links("SiTracksMCTruthLink", None)))
+    result = written(tmp_path / "bad.root", events)
+    assert {"hit-truth", "track-truth"} == {finding.rule for finding in result.errors}
+    assert sum(f.count for f in result.errors if f.rule == "hit-truth") == len(events.hits.event)
+    assert sum(f.count for f in result.errors if f.rule == "track-truth") == len(events.tracks)
 
 
 def test_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

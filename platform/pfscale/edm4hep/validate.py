@@ -35,9 +35,12 @@ RULES: dict[str, str | None] = {
     "known-collection": "references to collections that were dropped from the file keep their ids",
     "inside": None,
     "link-ends": None,
+    "hit-truth": "noise has no particle, and links go where their particles were dropped",
+    "track-truth": "tracks of background and of noise have no particle, and links go where their particles were dropped",
     "track-weights": "converters leave weights at 0, and one hit may have several particles",
     "hit-weights": "weights are simulated energies, and hits are calibrated ones",
     "mutual": "writers that drop particles leave relations in one direction only",
+    "cluster-hits": "hits may be left out of the file where its clusters are kept",
     "cluster-energy": "cluster energies are corrected after the hits are summed",
     "one-cluster": None,
     "states": None,
@@ -146,7 +149,7 @@ class _Checker:
                 self._check_clusters(name, rows, hits)
         if baseline is not None and candidates is not None:
             self._check_candidates(baseline, candidates)
-        self._check_links(hits)
+        self._check_links(hits, tracks)
 
     def _rows(self, collection: str, kind: Kind) -> Rows:
         """A collection, whose numbers must be finite."""
@@ -237,12 +240,13 @@ class _Checker:
             self._references(f"track of {self.detector.dqdx}", source.references(self.detector.dqdx, layout.DQDX.relations[0], *self._span))
 
     def _check_clusters(self, name: str, rows: Rows, hits: dict[str, Rows]) -> None:
-        """A cluster's energy must be that of its hits, and a hit in one cluster only."""
+        """A cluster must have hits and their energy, and a hit be in one cluster only."""
         owner, references = self._members(name, layout.CLUSTER.relations[0], rows)
         energy, number = self._hit_values(references, hits)
         usable = (owner >= 0) & (number >= 0)
         total = np.bincount(owner[usable], energy[usable], minlength=len(rows))
         has_hits = np.bincount(owner[usable], minlength=len(rows)) > 0
+        self.note("cluster-hits", f"{name} without hits", ~has_hits, rows.event)
         difference = np.abs(total - rows["energy"])
         self.note("cluster-energy", name, has_hits & (difference > ENERGY_TOLERANCE * np.abs(rows["energy"]) + 1e-6), rows.event)
         times = np.bincount(number[usable], minlength=1)
@@ -272,28 +276,58 @@ class _Checker:
                 self.note("one-candidate", f"{relation.name} of {name}", (times[inverse.reshape(-1)] > 1) & usable, references.event)
         self.note("candidate-elements", f"{name} without track and cluster", num_elements == 0, rows.event)
 
-    def _check_links(self, hits: dict[str, Rows]) -> None:
-        """Both ends of each link must be there, and weights must add up."""
+    def _check_links(self, hits: dict[str, Rows], tracks: Rows) -> None:
+        """Both ends of each link must be there, weights must add up, and every hit and track must have a particle."""
         detector = self.detector
         for name in (detector.calo_link, detector.track_link, detector.candidate_link):
-            if name is None or not self.source.has(name):
+            if name is None:
                 continue
-            rows = self._rows(name, layout.LINK)
-            ends = []
-            for relation in layout.LINK.relations:
-                references = self.source.references(name, relation, *self._span)
-                ends.append(self._references(f"{relation.name} of {name}", references))
-            events = np.arange(len(rows.offsets) - 1)
-            lengths = [np.diff(offsets) for offsets in (ends[0].offsets, ends[1].offsets, rows.offsets)]
-            uneven = (lengths[0] != lengths[2]) | (lengths[1] != lengths[2])
-            self.note("link-ends", name, uneven, events)
-            if uneven.any():
-                continue
+            ends = self._link_ends(name) if self.source.has(name) else None
             if name == detector.calo_link:
-                self._check_hit_weights(name, rows, ends[0], hits)
+                self._check_hit_truth(name, ends, hits)
+            elif name == detector.track_link:
+                self._check_track_truth(name, ends, tracks)
+            if ends is None:
+                continue
+            rows, from_end, _ = ends
+            if name == detector.calo_link:
+                self._check_hit_weights(name, rows, from_end, hits)
             else:
                 weight = rows["weight"]
                 self.note("track-weights", name, (weight <= 0) | (weight > 1 + WEIGHT_TOLERANCE), rows.event)
+
+    def _link_ends(self, name: str) -> tuple[Rows, References, References] | None:
+        """The links and their two ends; None: they are not equally many."""
+        rows = self._rows(name, layout.LINK)
+        first, second = (
+            self._references(f"{relation.name} of {name}", self.source.references(name, relation, *self._span))
+            for relation in layout.LINK.relations
+        )
+        lengths = [np.diff(offsets) for offsets in (first.offsets, second.offsets, rows.offsets)]
+        uneven = (lengths[0] != lengths[2]) | (lengths[1] != lengths[2])
+        self.note("link-ends", name, uneven, np.arange(len(rows.offsets) - 1))
+        return None if uneven.any() else (rows, first, second)
+
+    def _check_hit_truth(self, name: str, ends: tuple[Rows, References, References] | None, hits: dict[str, Rows]) -> None:
+        """Every calorimeter hit must have a link to a particle."""
+        is_linked = np.zeros(sum(len(rows) for rows in hits.values()), bool)
+        if ends is not None:
+            _, number = self._hit_values(ends[1], hits)
+            is_linked[number[(number >= 0) & (ends[2].index >= 0)]] = True
+        before = 0
+        for collection, rows in hits.items():
+            self.note("hit-truth", f"{collection} without {name}", ~is_linked[before : before + len(rows)], rows.event)
+            before += len(rows)
+
+    def _check_track_truth(self, name: str, ends: tuple[Rows, References, References] | None, tracks: Rows) -> None:
+        """Every track must have a link to a particle."""
+        is_linked = np.zeros(len(tracks), bool)
+        if ends is not None:
+            _, track, particle = ends
+            inside = (track.index >= 0) & (track.index < np.diff(tracks.offsets)[track.event]) & (particle.index >= 0)
+            inside &= track.collection_id == (self.source.identity(self.detector.tracks) or -1)
+            is_linked[tracks.offsets[track.event[inside]] + track.index[inside]] = True
+        self.note("track-truth", f"{self.detector.tracks} without {name}", ~is_linked, tracks.event)
 
     def _check_hit_weights(self, name: str, rows: Rows, hit_end: References, hits: dict[str, Rows]) -> None:
         """The links of a hit must share out its energy."""

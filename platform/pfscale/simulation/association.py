@@ -28,6 +28,7 @@ FAR = (250.0, 600.0)
 ALLOWANCE = (0.5, -0.5, -1.0)
 ELECTROMAGNETIC_ALLOWANCE = -3.0  # added for a fragment that looks like a photon
 OVERLAP_COST = 3.0  # most that too much energy costs: it may be a neutral particle on top
+TIE = 1e-6  # per mm: of clusters with equally many sections on a line, the one whose middle is nearer, not the one that comes first
 TOO_FAR = 1e9
 ROUNDS = 2  # so that fragments of fragments are found
 
@@ -92,12 +93,19 @@ class Groups(NamedTuple):
     expected: FloatArray  # (G,) energy that the tracks leave
     variance: FloatArray  # (G,) of the difference to `found`
     found: FloatArray  # (G,)
+    is_electron: npt.NDArray[np.bool_]  # (G,) whether a track is an electron's: clusters then have the electromagnetic scale
 
 
 @compiled
 def hadronic_energy(ecal: Energy, total: Energy) -> Energy:
     """The energy of clusters as those of hadrons, from what is in the ECAL and in all: one number or an array of them."""
     return HADRON_WEIGHTS[0] * ecal + HADRON_WEIGHTS[1] * (total - ecal)
+
+
+@compiled
+def group_energy(groups: Groups, g: int, shapes: Shapes, c: int) -> float:
+    """The energy of cluster `c` on the scale of group `g`."""
+    return shapes.energy[c] if groups.is_electron[g] else hadronic_energy(shapes.ecal[c], shapes.energy[c])
 
 
 @compiled
@@ -181,7 +189,7 @@ def entered_cluster(rules: Rules, lines: Lines, t: int, hits: ClusterHits, shape
         if shapes.is_electromagnetic[c] and d > tube:
             continue
         in_ecal = count_bits(found.sections & ecal_bits)
-        score = in_ecal + 0.3 * (count_bits(found.sections) - in_ecal) - 0.5 * min(inner / tube, 1.0)
+        score = in_ecal + 0.3 * (count_bits(found.sections) - in_ecal) - 0.5 * min(inner / tube, 1.0) - TIE * d
         if found.sections and score > best_score:
             best, best_score = c, score
         if inner < near and shapes.front[c] < rules.layers.ecal:
@@ -196,21 +204,29 @@ def cost(chi: float) -> float:
 
 
 @compiled
-def make_groups(entered: IntArray, expected: FloatArray, variance: FloatArray, shapes: Shapes, c0: int, c1: int) -> Groups:
+def make_groups(
+    entered: IntArray, expected: FloatArray, variance: FloatArray, is_electron: npt.NDArray[np.bool_], shapes: Shapes, c0: int, c1: int
+) -> Groups:
     """The groups of tracks with these entered clusters (-1: none), energies and variances, before any fragment is taken."""
     num_tracks, num_clusters = len(entered), c1 - c0
     size = num_clusters + num_tracks
     groups = Groups(
-        np.empty(num_tracks, dtype=np.int64), np.full(num_clusters, -1, dtype=np.int64), np.zeros(size), np.zeros(size), np.zeros(size)
+        np.empty(num_tracks, dtype=np.int64),
+        np.full(num_clusters, -1, dtype=np.int64),
+        np.zeros(size),
+        np.zeros(size),
+        np.zeros(size),
+        np.zeros(size, dtype=np.bool_),
     )
     for t in range(num_tracks):
         g = entered[t] - c0 if entered[t] >= 0 else num_clusters + t
         groups.of_track[t] = g
         groups.expected[g] += expected[t]
         groups.variance[g] += variance[t]
+        groups.is_electron[g] |= is_electron[t]
         if entered[t] >= 0:
             groups.of_cluster[g] = g
-            groups.found[g] = hadronic_energy(shapes.ecal[c0 + g], shapes.energy[c0 + g])
+            groups.found[g] = group_energy(groups, g, shapes, c0 + g)
     return groups
 
 
@@ -242,7 +258,7 @@ def take_fragments(lines: Lines, t0: int, hits: ClusterHits, shapes: Shapes, c0:
                 allowance += ELECTROMAGNETIC_ALLOWANCE
             sigma = np.sqrt(groups.variance[g])
             missing = groups.found[g] - groups.expected[g]
-            added = hadronic_energy(shapes.ecal[c0 + c], shapes.energy[c0 + c])
+            added = group_energy(groups, g, shapes, c0 + c)
             if cost((missing + added) / sigma) - cost(missing / sigma) < allowance:
                 groups.of_cluster[c] = g
                 groups.found[g] += added

@@ -1,6 +1,6 @@
 """Conversions, bremsstrahlung and hadronic interactions in the tracker's material, as new particles with generatorStatus 0.
 
-A simple form: the chance follows the material at the particle's angle, the radius the tracker's layers; a conversion makes an
+A simple form: the chance follows the material at the particle's angle, the place the layers' parts of it; a conversion makes an
 e+e- pair, an interaction a few pions, photons and neutrons that share the energy. Energy is kept, momentum to the pions' masses.
 An electron radiates at most one photon (spectrum of the PDG review, passage of particles) and goes on with what it has left.
 """
@@ -27,6 +27,7 @@ MASS_PION, MASS_NEUTRON, MASS_ELECTRON = 0.13957, 0.93957, 0.000511
 MAX_PATH = 4.0  # the material seen grows as 1 / sin(theta) up to this
 MIN_ENERGY = 0.3  # GeV: below, particles stop or scatter without secondaries that count
 MIN_RADIATED = 0.02  # of the electron's energy
+LAST_DISK = 0.95  # of the half length of the tracker
 MIN_PT = 0.05  # GeV: softer ones curl up before they are through
 # A hadronic interaction: 3 to 8 secondaries, sharing the energy; chosen, and too rare (3% of the hadrons) to matter more
 LEAST_SECONDARIES, MULTIPLICITY_SLOPE, MOST_MORE = 3, 0.7, 5  # more: Poisson of the slope times ln(1 + E / GeV), at most
@@ -67,11 +68,11 @@ def interact(particles: Particles, detector: DetectorModel, rng: np.random.Gener
         0.0,
     )
     hits_material = rng.random(len(particles)) < 1.0 - np.exp(-length * path)
-    layers = np.array([radius for radius, _ in detector.barrel_layers])
-    layer = layers[rng.integers(0, len(layers), len(particles))]
+    drawn = rng.random(len(particles))
     chosen = np.flatnonzero(hits_material & (pt > MIN_PT))
-    point, direction, time, arc = _crossings(particles, chosen, layer[chosen], detector)
-    inside = (np.abs(point[:, 2]) < detector.ecal_z * 0.95) & (time >= 0)
+    radius = _material_radius(drawn[chosen], pt[chosen], particles.momentum[chosen, 2], detector)
+    point, direction, time, arc = _crossings(particles, chosen, radius, detector)
+    inside = (np.abs(point[:, 2]) < detector.ecal_z * 0.99) & (time >= 0)
     chosen, point, direction, time, arc = chosen[inside], point[inside], direction[inside], time[inside], arc[inside]
     flight = _undisturbed(particles)
     if not len(chosen):
@@ -95,6 +96,20 @@ def _undisturbed(particles: Particles) -> Flight:
     return Flight(
         np.zeros(num, dtype=bool), particles.vertex.copy(), particles.momentum.copy(), particles.time.copy(), np.zeros(num), np.zeros(num)
     )
+
+
+def _material_radius(drawn: FloatArray, pt: FloatArray, pz: FloatArray, detector: DetectorModel) -> FloatArray:
+    """Radii (n,) of the material that particles meet, from uniform numbers `drawn`: a layer, as likely as its part of the material.
+
+    Particles that leave through the end of the tracker meet disks instead of the layers outside the vertex detector: the layers' radii
+    are shrunk to what such a particle passes.
+    """
+    assert len(detector.material_shares) == len(detector.barrel_layers)
+    layers = np.array([radius for radius, _ in detector.barrel_layers])
+    number = np.minimum(np.searchsorted(np.cumsum(detector.material_shares), drawn, side="right"), len(layers) - 1)
+    passed = LAST_DISK * detector.ecal_z * pt / np.maximum(np.abs(pz), 1e-9)
+    shrink = np.where(number < detector.vertex_layers, 1.0, np.minimum(passed / layers[-1], 1.0))
+    return layers[number] * shrink
 
 
 def _radiated_share(num: int, rng: np.random.Generator) -> FloatArray:

@@ -4,13 +4,13 @@
 2. Hits on the line all through the calorimeters and in the chambers, with little energy: a muon. An electromagnetic cluster of the track's
    energy: an electron. All others are charged hadrons.
 3. Groups of tracks in one cluster take up fragments while energy and momentum agree better, or not much worse (association.py).
-4. A group with significantly more energy than momentum hides a neutral particle, which gets the difference, less what groups whose tracks
-   cross the cluster lack: a photon if the ECAL holds more than the tracks' hadrons explain, else a neutral hadron.
+4. A group with significantly more energy than momentum hides a neutral particle in its largest cluster, which gets the difference, less
+   what groups whose tracks cross the cluster lack: a photon if the ECAL holds more than the tracks explain, else a neutral hadron.
 5. Clusters of no group are photons if their shape is electromagnetic (shower_shapes.py), else neutral hadrons.
 
 Charged candidates have the momentum of their track; one that is measured worse than the energy of its group is averaged with it. Neutral
-ones have the energy of their cluster (hadrons with `association.HADRON_WEIGHTS`), along its middle. Neutral hadrons are called neutrons and
-have equal energy and momentum, as PandoraPFA writes them.
+ones have the energy of their cluster (hadrons with `association.HADRON_WEIGHTS`, photons without, and so do groups of electrons), along
+its middle. Neutral hadrons are called neutrons and have equal energy and momentum, as PandoraPFA writes them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from particle.pdgid import literals as pid
 
 from pfscale.simulation.association import (
+    HADRON_WEIGHTS,
     Groups,
     Lines,
     OnLine,
@@ -185,7 +186,7 @@ def _one_event(rules: Rules, lines: Lines, t0: int, t1: int, hits: ClusterHits, 
             entered[t - t0], line = entered_cluster(rules, lines, t, hits, shapes, c0, c1)
         kind, expected[t - t0], variance[t - t0] = _identify(rules, lines, t, shapes, entered[t - t0], line)
         found.track_kind[t] = kind
-    groups = make_groups(entered, expected, variance, shapes, c0, c1)
+    groups = make_groups(entered, expected, variance, found.track_kind[t0:t1] == ELECTRON, shapes, c0, c1)
     take_fragments(lines, t0, hits, shapes, c0, groups, rules)
     leading = np.full(len(groups.found), -1)
     members = np.zeros(len(groups.found), dtype=np.int64)
@@ -194,15 +195,19 @@ def _one_event(rules: Rules, lines: Lines, t0: int, t1: int, hits: ClusterHits, 
         members[g] += 1
         if leading[g] < 0 or lines.momentum[t] > lines.momentum[leading[g]]:
             leading[g] = t
-    for c in range(c1 - c0):
-        if groups.of_cluster[c] >= 0:
-            found.cluster_track[c0 + c] = leading[groups.of_cluster[c]]
+    largest = np.full(len(groups.found), -1)
+    for c in range(c0, c1):
+        g = groups.of_cluster[c - c0]
+        if g >= 0:
+            found.cluster_track[c] = leading[g]
+            if largest[g] < 0 or shapes.energy[c] > shapes.energy[largest[g]]:
+                largest[g] = c
     for g in range(len(groups.found)):
         if members[g] == 1 and groups.found[g] > 0.0:
             _average(rules, lines, leading[g], g, groups, found)
-    for c in range(c1 - c0):
-        if members[c] > 0:
-            _split_excess(rules, lines, t0, hits, shapes, c0, c, groups, found)
+    for g in range(len(groups.found)):
+        if largest[g] >= 0:
+            _split_excess(rules, lines, t0, hits, shapes, g, largest[g], groups, found)
 
 
 @compiled
@@ -248,25 +253,30 @@ def _average(rules: Rules, lines: Lines, t: int, g: int, groups: Groups, found: 
 
 @compiled
 def _split_excess(
-    rules: Rules, lines: Lines, t0: int, hits: ClusterHits, shapes: Shapes, c0: int, c: int, groups: Groups, found: Found
+    rules: Rules, lines: Lines, t0: int, hits: ClusterHits, shapes: Shapes, g: int, c: int, groups: Groups, found: Found
 ) -> None:
-    """Gives the cluster `c`, which tracks enter, a neutral particle if its group has too much energy."""
-    excess = groups.found[c] - groups.expected[c]
-    if excess < EXCESS_SIGMA * np.sqrt(groups.variance[c]) or excess < LEAST_EXCESS:
+    """Gives the largest cluster `c` of group `g` a neutral particle if the group has too much energy.
+
+    Also to a group that enters no cluster: what such a track takes as a fragment may be a photon whose halo it grazes.
+    """
+    excess = groups.found[g] - groups.expected[g]
+    if excess < EXCESS_SIGMA * np.sqrt(groups.variance[g]) or excess < LEAST_EXCESS:
         return
     for k in range(len(groups.of_track)):
-        g = groups.of_track[k]
-        lacking = groups.expected[g] - groups.found[g]
-        if g == c or not lines.reaches[t0 + k] or lacking < LACKING_SIGMA * np.sqrt(groups.variance[g]):
+        other = groups.of_track[k]
+        lacking = groups.expected[other] - groups.found[other]
+        if other == g or not lines.reaches[t0 + k] or lacking < LACKING_SIGMA * np.sqrt(groups.variance[other]):
             continue
-        if on_line(rules, lines, t0 + k, hits, shapes, c0 + c)[0].number:
+        if on_line(rules, lines, t0 + k, hits, shapes, c)[0].number:
             moved = min(lacking, excess)
             excess -= moved
-            groups.found[g] += moved
-            groups.found[c] -= moved
-    if excess < EXCESS_SIGMA * np.sqrt(groups.variance[c]) or excess < LEAST_EXCESS:
+            groups.found[other] += moved
+            groups.found[g] -= moved
+    if excess < EXCESS_SIGMA * np.sqrt(groups.variance[g]) or excess < LEAST_EXCESS:
         return
-    found.excess[c0 + c] = excess
-    unexplained = shapes.ecal[c0 + c] - HADRON_ECAL_SHARE * groups.expected[c]
-    if unexplained > PHOTON_EXCESS * excess:
-        found.excess_kind[c0 + c] = PHOTON
+    of_photon = excess if groups.is_electron[g] else excess / HADRON_WEIGHTS[0]
+    unexplained = shapes.ecal[c] - (1.0 if groups.is_electron[g] else HADRON_ECAL_SHARE) * groups.expected[g]
+    is_photon = unexplained > PHOTON_EXCESS * of_photon
+    found.excess[c] = of_photon if is_photon else excess
+    if is_photon:
+        found.excess_kind[c] = PHOTON

@@ -49,7 +49,7 @@ class Hits:
     collection: IntArray
     cell: IntArray
     energy: FloatArray
-    time: FloatArray
+    time: FloatArray  # of the first deposit, behind light from the origin to there
     position: FloatArray
     cluster: IntArray  # number within the event, -1: isolated
     link_hit: IntArray
@@ -93,7 +93,7 @@ def detector_response(particles: Particles, detector: DetectorModel, rng: np.ran
     reaches = (arc >= 0) & ~flight.is_destroyed & ~is_neutrino & ~(particles.has_decay & ends_inside)
     reaches &= (np.abs(position[:, 2]) < detector.ecal_z - 1e-6) | (np.hypot(position[:, 0], position[:, 1]) > detector.endcap_inner_radius)
     is_final = particles.status != 2
-    tracks = reconstruct_tracks(particles, flight, np.where(reaches, flight.arc + arc, -1.0), detector, rng)
+    tracks = reconstruct_tracks(particles, flight, detector, rng)
     hits = _hits(particles, flight, np.flatnonzero(reaches), position, direction, arc, detector, rng)
     hits, clusters = _clusters(hits, particles.num_events, detector)
     candidates = _candidates(tracks, hits, clusters, detector, particles.num_events)
@@ -167,7 +167,10 @@ def _hits(
     detector: DetectorModel,
     rng: np.random.Generator,
 ) -> Hits:
-    """The hits above threshold of the particles `index` that enter the calorimeters at `position` in `direction`, not yet in clusters."""
+    """The hits above threshold of the particles `index` that enter the calorimeters at `position` in `direction`, not yet in clusters.
+
+    What comes later than showers.TIME_WINDOW is not read out.
+    """
     geometry = cells.geometry(detector)
     energy = _deposited_energy(particles, flight, index)
     index, energy = index[energy > MIN_SHOWER_ENERGY], energy[energy > MIN_SHOWER_ENERGY]
@@ -189,7 +192,7 @@ def _hits(
         collection=cells.cell_collection(cell),
         cell=cell,
         energy=hit_energy[kept],
-        time=found.hit_time[kept] - np.sqrt(np.einsum("ij,ij->i", centre, centre)) / C_LIGHT,
+        time=found.hit_time[kept],
         position=centre,
         cluster=np.full(len(kept), -1, dtype=np.int64),
         link_hit=link_hit,

@@ -1,15 +1,20 @@
-"""Simulated events in memory, for measurements and tests: of a process, or one particle each."""
+"""Simulated events for measurements and tests: of a process, or one particle each; in memory, or as a file that ingest can read."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
+from pfscale.edm4hep.reader import EventSource, open_source
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, Particles, generate, make_pythia
 from pfscale.simulation.processes import decay_settings, find_process
 from pfscale.simulation.response import DetectorEvents, detector_response
+from pfscale.simulation.writer import EventFile
 
 BATCH_EVENTS = 500  # in memory at once
 
@@ -36,6 +41,17 @@ def batches(
     for done in range(0, num_events, batch_events):
         particles = generate(pythia, min(batch_events, num_events - done), detector, energy, rng)
         yield detector_response(particles, detector, rng)
+
+
+@contextmanager
+def as_file(events: DetectorEvents) -> Iterator[EventSource]:
+    """The events as an open EDM4hep file, as ingest sees them; it is deleted afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "events.root"
+        with EventFile(path, {"simulation": "builtin"}) as file:
+            file.extend(events, 0, 0)
+        with open_source(path) as source:
+            yield source
 
 
 def particle_gun(pdg: int, mass: float, charge: float, energy: FloatArray, seed: int = 1) -> Particles:

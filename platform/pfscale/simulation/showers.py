@@ -5,6 +5,10 @@ and needs no smearing of its own. Spots are not all alike: sums of equal ones wo
 Electromagnetic showers follow the gamma profile (PDG review, passage of particles) with a two-component radial profile; hadrons cross as
 minimum-ionising particles up to their first interaction, then split into electromagnetic, hadronic and neutron-like parts that start,
 tilt and travel on their own: that is where fragments come from. What travels beyond the back of the calorimeter is lost.
+
+Every spot has the time of a straight way to it at the speed of light, from the point where the particle entered, by the hadron's first
+interaction: never earlier than light from the origin. Times are counted from that light; spots after TIME_WINDOW are dropped, energy and
+all, as by the readout of the real files, where no hit is later than 10 ns (CLD's one event: 0.10 to 10.00 ns).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import numpy as np
 
 from pfscale.simulation.cells import Deposits, Geometry, add_shower, cell_of, empty_deposits, with_room
 from pfscale.simulation.compiled import compiled
-from pfscale.simulation.generator import FloatArray, IntArray
+from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray
 from pfscale.simulation.muons import chamber_hits
 
 PHOTON, ELECTRON, MUON, CHARGED_HADRON, NEUTRAL_HADRON = 0, 1, 2, 3, 4
@@ -21,6 +25,7 @@ PI0, HADRONIC, NEUTRONS = 0, 1, 2  # parts of hadron showers
 HADRON_SPOT = 0.05  # GeV, mean
 SPOT_SPREAD = 0.5  # spots are uniform in mean * (1 +- this) ...
 SPOT_VARIANCE = 1.0 + SPOT_SPREAD**2 / 3.0  # ... which raises the variance of their sum by this factor
+TIME_WINDOW = 10.0  # ns
 SPOTS_BESIDES = 200  # ionisation and muon chambers
 LEAST_COSINE = 0.3  # of the angle of incidence, so that no path is endless
 MIP_FLOOR = 0.75  # a minimum-ionising deposit is at least this part of its mean; the rest has an exponential tail, like a Landau's
@@ -60,11 +65,14 @@ LEAST_SMEARED = 0.2  # GeV: below, the resolution is that of this energy
 
 @compiled(forceinline=True)
 def _add(geo: Geometry, spots: FloatArray, n: int, energy: float, x: float, y: float, z: float, path: float) -> int:
-    """Writes a spot as (cell, energy, path) behind the first `n` unless it falls outside; how many there are then."""
+    """Writes a spot as (cell, energy, `path` less its distance from the origin, mm) behind the first `n` unless it falls outside.
+
+    Returns how many there are then. `path`: from the particle's entry to the spot, on the way that was taken.
+    """
     cell = cell_of(geo, x, y, z)
     if cell < 0:
         return n
-    spots[n, 0], spots[n, 1], spots[n, 2] = cell, energy, path
+    spots[n, 0], spots[n, 1], spots[n, 2] = cell, energy, path - np.sqrt(x * x + y * y + z * z)
     return n + 1
 
 
@@ -139,7 +147,7 @@ def _electromagnetic(
         path = _to_path(geo, depth, cosine, geo.ecal_x0, geo.hcal_x0)
         u, v = _across(rng, CORE * MOLIERE_RADIUS, TAIL * MOLIERE_RADIUS, CORE_SHARE)
         n = _add(geo, spots, n, _spot(rng, mean), x + path * dx + u * ax + v * bx, y + path * dy + u * ay + v * by,
-                 z + path * dz + u * az + v * bz, path)  # fmt: skip
+                 z + path * dz + u * az + v * bz, np.sqrt(path * path + u * u + v * v))  # fmt: skip
     return n
 
 
@@ -201,7 +209,7 @@ def _part(
             factor = NEUTRON_RADIUS * (rng.standard_exponential() + rng.standard_exponential()) / np.sqrt(square)
             u, v = factor * a, factor * b
         n = _add(geo, spots, n, _spot(rng, HADRON_SPOT), x + along * dx + u * ax + v * bx, y + along * dy + u * ay + v * by,
-                 z + along * dz + u * az + v * bz, path + max(along, 0.0))  # fmt: skip
+                 z + along * dz + u * az + v * bz, path + np.sqrt(along * along + u * u + v * v))  # fmt: skip
     return n
 
 
@@ -249,13 +257,27 @@ def _most_spots(geo: Geometry, energy: float) -> int:
 
 
 @compiled
+def _in_window(spots: FloatArray, num_spots: int, start: float) -> int:
+    """How many spots of a shower that begins at `start` (ns) come within TIME_WINDOW; these are moved to the front."""
+    latest = (TIME_WINDOW - start) * C_LIGHT
+    kept = 0
+    for n in range(num_spots):
+        if spots[n, 2] <= latest:
+            if kept < n:
+                spots[kept, 0], spots[kept, 1], spots[kept, 2] = spots[n, 0], spots[n, 1], spots[n, 2]
+            kept += 1
+    return kept
+
+
+@compiled
 def shower_deposits(
     geo: Geometry, rng: np.random.Generator, kind: IntArray, event: IntArray, energy: FloatArray, time: FloatArray,
     position: FloatArray, direction: FloatArray,
 ) -> Deposits:  # fmt: skip
     """The hits of all incident particles, ordered by event; a part's shower is the index into the inputs.
 
-    `energy` (n,) GeV, `time` (n,) ns at the face, `position` and `direction` (n, 3); ordered by `event`.
+    `energy` (n,) GeV, `time` (n,) ns at the face, `position` and `direction` (n, 3); ordered by `event`. Times of hits are those of their
+    first spots, behind light from the origin.
     """
     deposits = empty_deposits(1 << 16)
     spots = np.empty((4096, 3))
@@ -270,8 +292,12 @@ def shower_deposits(
             n = _electromagnetic(geo, rng, spots, 0, energy[i], kind[i] == ELECTRON, x, y, z, dx, dy, dz)
         elif kind[i] == MUON:
             n, left = _ionise(geo, rng, spots, 0, energy[i], 1e9, x, y, z, dx, dy, dz)
+            first = n
             n = chamber_hits(geo, rng, spots, n, left, x, y, z, dx, dy, dz)
+            for k in range(first, n):  # these come with their paths
+                path = spots[k, 2]
+                spots[k, 2] = path - np.sqrt((x + path * dx) ** 2 + (y + path * dy) ** 2 + (z + path * dz) ** 2)
         else:
             n = _hadronic(geo, rng, spots, 0, energy[i], kind[i] == CHARGED_HADRON, x, y, z, dx, dy, dz)
-        add_shower(deposits, spots, n, event[i], i, time[i])
+        add_shower(deposits, spots, _in_window(spots, n, time[i]), event[i], i, time[i])
     return deposits

@@ -4,7 +4,8 @@ The efficiency falls at low pt, at the edge of the acceptance and for particles 
 momentum, angle and the radius of the innermost hit; its size and its correlations follow the precise tracks of the real CLD event
 (D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from the covariance at their true values; the one that is kept is that of the
 measured values for a hadron, as a fit would give it: it must not tell the truth, nor what is an electron. So pulls are 1 but for the
-curvature of electrons, whose momenta are worse than their errors say and too low where they have radiated.
+curvature of electrons, whose momenta are worse than their errors say and too low where they have radiated. States at the first hit and
+at the calorimeter are on the measured helix, of every track: where a particle went, or whether it got there, they do not tell.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from particle.pdgid import literals as pid
 from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, IntArray, Particles
-from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
+from pfscale.simulation.helix import CURVATURE, arc_to_radius, move, to_calorimeter
 from pfscale.simulation.material import Flight
 
 MIN_HITS = 4
 MIN_PT = 0.1  # GeV, of the Delphes card
 MAX_START = 1500.0  # mm from the origin: farther out too few layers are left in both detectors
 MIN_FLIGHT = 30.0  # mm that a particle must fly before it decays
-ELECTRON_FACTOR = 1.25  # of the constant term of the momentum resolution (Delphes cards: 1.2 to 1.7)
 # sigma(phi) = PHI_ASYMPTOTIC (+) PHI_SCATTERING / (p sqrt(sin theta)), growing with the innermost hit's radius as sqrt(1 + r / PHI_RADIUS):
 # from the errors of the precise tracks of the real CLD event
 PHI_ASYMPTOTIC, PHI_SCATTERING, PHI_RADIUS = 2e-5, 1.05e-3, 200.0  # rad, rad GeV, mm
@@ -55,9 +55,9 @@ class Tracks:
     parameters: FloatArray  # (T, 5): D0, phi, omega, Z0, tanLambda at the origin
     true_parameters: FloatArray  # same
     covariance: FloatArray  # (T, 15): lower triangle by row
-    first_hit: FloatArray  # (T, 3)
+    first_hit: FloatArray  # (T, 3), on the measured helix
     first_phi: FloatArray  # change of phi up to the first hit
-    calorimeter: FloatArray  # (T, 3)
+    calorimeter: FloatArray  # (T, 3), on the measured helix; NaN where that does not get there
     calorimeter_phi: FloatArray  # same, up to the calorimeter
     num_hits: IntArray
     chi2: FloatArray
@@ -70,8 +70,8 @@ class Tracks:
         return len(self.event)
 
 
-def reconstruct_tracks(particles: Particles, flight: Flight, arc: FloatArray, detector: DetectorModel, rng: np.random.Generator) -> Tracks:
-    """The tracks of all charged particles that the tracker sees. `arc`: transverse path to the calorimeter, -1: not reached."""
+def reconstruct_tracks(particles: Particles, flight: Flight, detector: DetectorModel, rng: np.random.Generator) -> Tracks:
+    """The tracks of all charged particles that the tracker sees."""
     pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
     eta = np.arcsinh(particles.momentum[:, 2] / np.maximum(pt, 1e-9))
     decays_in_flight = (particles.status == 2) | flight.is_destroyed
@@ -99,20 +99,21 @@ def reconstruct_tracks(particles: Particles, flight: Flight, arc: FloatArray, de
     by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[candidates[keep]]))
     keep, measured = keep[by_pt], measured[by_pt]
     index = candidates[keep]
-    true, num_hits, first_hit, first_arc = true[keep], num_hits[keep], first_hit[keep], first_arc[keep] + arcs_to_origin[keep]
-    sigma = _resolutions(measured, radius[keep], 1.0, detector)
+    true, num_hits = true[keep], num_hits[keep]
+    sigma = _resolutions(measured, radius[keep], np.zeros(len(keep), dtype=bool), detector)
     covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
     ndf = 2 * num_hits - 5
     dedx = _dedx(particles, index, detector.dedx_resolution, rng)
-    position, phi_change = _at_calorimeter(arc[index], measured, arcs_to_origin[keep])
+    at_first, first_phi = _after(measured, first_arc[keep] + arcs_to_origin[keep])
+    position, phi_change = _at_calorimeter(measured, detector)
     return Tracks(
         event=particles.event[index],
         particle=index,
         parameters=measured,
         true_parameters=true,
         covariance=covariance[:, LOWER_TRIANGLE[0], LOWER_TRIANGLE[1]],
-        first_hit=first_hit,
-        first_phi=-true[:, 2] * first_arc,
+        first_hit=at_first,
+        first_phi=first_phi,
         calorimeter=position,
         calorimeter_phi=phi_change,
         num_hits=num_hits,
@@ -202,20 +203,20 @@ def _measured(
     true: FloatArray, radius: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel, rng: np.random.Generator
 ) -> FloatArray:
     """Helix parameters (n, 5) drawn around the true ones; `radius` is that of the innermost hit."""
-    sigma = _resolutions(true, radius, np.where(is_electron, ELECTRON_FACTOR, 1.0), detector)
+    sigma = _resolutions(true, radius, is_electron, detector)
     measured: FloatArray = true + sigma * (rng.standard_normal((len(true), 5)) @ np.linalg.cholesky(CORRELATION).T)
     measured[:, 1] = (measured[:, 1] + np.pi) % (2 * np.pi) - np.pi
     return measured
 
 
-def _resolutions(parameters: FloatArray, radius: FloatArray, constant_factor: float | FloatArray, detector: DetectorModel) -> FloatArray:
+def _resolutions(parameters: FloatArray, radius: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel) -> FloatArray:
     """Standard deviations (n, 5) of helix parameters (n, 5); `radius` is that of the innermost hit."""
     omega, tan_lambda = parameters[:, 2], parameters[:, 4]
     pt, eta = CURVATURE * detector.b_field / np.abs(omega), np.arcsinh(tan_lambda)
     bins = detector.momentum_resolution
     which = np.searchsorted([b.eta_max for b in bins[:-1]], np.abs(eta), side="right")
     slope = np.array([b.slope for b in bins])[which]
-    constant = np.array([b.constant for b in bins])[which] * constant_factor
+    constant = np.where(is_electron, np.array([b.electron_constant for b in bins])[which], np.array([b.constant for b in bins])[which])
     momentum = pt * np.cosh(eta)
     sin_theta = 1.0 / np.cosh(eta)
     lever = np.maximum(radius / detector.barrel_layers[0][0], 1.0)
@@ -226,14 +227,24 @@ def _resolutions(parameters: FloatArray, radius: FloatArray, constant_factor: fl
     return np.stack([d0, phi, np.abs(omega) * np.hypot(slope * pt, constant), z0, phi / sin_theta], axis=1)
 
 
-def _at_calorimeter(arc: FloatArray, measured: FloatArray, to_vertex: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The measured helix at the calorimeter face: position (n, 3) and change of phi (n,); NaN where the particle does not get there."""
+def _after(measured: FloatArray, length: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Helices after the transverse path `length` (n,) from the origin: position (n, 3) and change of phi (n,)."""
     d0, phi, omega, z0, tan_lambda = measured.T
-    length = np.where(arc >= 0, arc + to_vertex, np.nan)
     end = phi - omega * length
     x = -d0 * np.sin(phi) + (np.sin(phi) - np.sin(end)) / omega
     y = d0 * np.cos(phi) + (np.cos(end) - np.cos(phi)) / omega
     return np.stack([x, y, z0 + length * tan_lambda], axis=1), -omega * length
+
+
+def _at_calorimeter(measured: FloatArray, detector: DetectorModel) -> tuple[FloatArray, FloatArray]:
+    """The measured helix at the calorimeter face: position (n, 3) and change of phi (n,); NaN where it does not get there."""
+    d0, phi, omega, z0, tan_lambda = measured.T
+    pt = CURVATURE * detector.b_field / np.abs(omega)
+    origin = np.stack([-d0 * np.sin(phi), d0 * np.cos(phi), z0], axis=1)
+    momentum = pt[:, None] * np.stack([np.cos(phi), np.sin(phi), tan_lambda], axis=1)
+    position, _, arc, _ = to_calorimeter(origin, momentum, np.sign(omega), detector.b_field, detector.ecal_radius, detector.ecal_z)
+    reaches = arc >= 0
+    return np.where(reaches[:, None], position, np.nan), np.where(reaches, -omega * arc, np.nan)
 
 
 def _dedx(particles: Particles, index: IntArray, resolution: float | None, rng: np.random.Generator) -> FloatArray:

@@ -31,6 +31,7 @@ COLLECTIONS = (
     "RuleBasedPFOs",
 )
 TRACK_STATES = (1, 2, 4)  # edm4hep::TrackState: at the interaction point, the first hit, the calorimeter
+NO_TIME = -1.0  # ns, of track states, which no detector here measures: as in the real CLD file
 NUM_COVARIANCES = 21  # of a track state: lower triangle by row of D0, phi, omega, Z0, tanLambda, time
 COVARIANCE_BRANCH = "_SiTracks_Refitted_trackStates.covMatrix.values"
 Columns = dict[str, tuple[IntArray, npt.NDArray[Any]]]  # branch -> (objects per event, values)
@@ -241,14 +242,14 @@ def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Column
 
 
 def _track_state_columns(tracks: Tracks, counts: IntArray) -> Columns:
-    """The states of every track, in the order of `TRACK_STATES`; at the hit and the calorimeter the reference point lies on the helix."""
+    """The states of every track, in the order of `TRACK_STATES`; the later ones' reference points lie on the measured helix."""
     name = "_SiTracks_Refitted_trackStates"
     num = len(tracks)
     counts = counts * len(TRACK_STATES)
     zero = np.zeros(num)
     d0, phi, omega, z0, tan_lambda = tracks.parameters.T
     has_end = np.isfinite(tracks.calorimeter_phi)
-    # A track that never reaches the calorimeter repeats its first-hit state there, so that every track has the same states.
+    # A helix that never reaches the calorimeter repeats its first-hit state there, so that every track has the same states.
     end_phi = np.where(has_end, tracks.calorimeter_phi, tracks.first_phi)
     end = np.where(has_end[:, None], tracks.calorimeter, tracks.first_hit)
 
@@ -268,7 +269,7 @@ def _track_state_columns(tracks: Tracks, counts: IntArray) -> Columns:
         f"{name}.omega": (counts, _float(interleave(omega, omega, omega))),
         f"{name}.Z0": (counts, _float(interleave(z0, zero, zero))),
         f"{name}.tanLambda": (counts, _float(interleave(tan_lambda, tan_lambda, tan_lambda))),
-        f"{name}.time": (counts, _float(interleave(zero, zero, zero))),
+        f"{name}.time": (counts, np.full(num * len(TRACK_STATES), NO_TIME, dtype=np.float32)),
     }
     columns |= _vector(f"{name}.referencePoint", counts, reference, np.float32)
     columns[COVARIANCE_BRANCH] = (counts * NUM_COVARIANCES, _float(covariance.reshape(-1)))

@@ -30,7 +30,7 @@ TOKENS_PER_STEP = 4096
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo does; the defaults take about five minutes on two cores.
+    """How much the demo does; the defaults take about six minutes on two cores.
 
     Attributes:
         small, large: CLD training events of the two transfers.

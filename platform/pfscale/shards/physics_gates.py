@@ -24,7 +24,7 @@ from pfscale.shards.schema import CLASSES
 
 TRACK_PT_RANGE = (0.8, 1.2)  # reference
 HIT_ENERGY_RANGE = (0.7, 1.3)  # reference: all hits of a particle over its energy
-# One cluster holds a part of a hadron shower only (fragments are clusters of their own) and calorimeters do not compensate: 0.76 to 0.83 in
+# One cluster holds a part of a hadron shower only (fragments are clusters of their own) and calorimeters do not compensate: 0.76 to 0.86 in
 # full simulation and the built-in source. Half the hit energy gone is still seen.
 NEUTRAL_HADRON_RANGE = (0.5, 1.3)
 CLUSTER_ENERGY_RANGE = (0.7, 1.3)

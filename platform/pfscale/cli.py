@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Exit codes beside 0 and PfscaleError.exit_code (2): ingested, but files or events were set aside; data that do not pass their gates
 INTERRUPTED, UNEXPECTED, QUARANTINED, GATES_FAILED = 130, 1, 3, 4
+GOES_ON = "interrupted; the same command goes on from what is complete"
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 app = typer.Typer(
@@ -71,9 +72,14 @@ def run(argv: list[str]) -> int:
         app(args=[arg for arg in argv if arg != "--debug"], prog_name="pfscale")
     except SystemExit as done:
         if done.code == INTERRUPTED:  # Typer's word for KeyboardInterrupt, without any for the user
-            print("interrupted; the same command goes on from what is complete", file=sys.stderr)
+            print(GOES_ON, file=sys.stderr)
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemError as error:  # what compiled code makes of a Ctrl-C
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            return _report(error, debug=debug)
+        print(GOES_ON, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         return _report(error, debug=debug)
@@ -149,7 +155,7 @@ def demo(output: Output = Path("pfscale-demo")) -> None:
 
 @app.command()
 def simulate(
-    output: Output,
+    output: Annotated[str, typer.Option("--output", "-o", help="folder to write")],  # a Path would make a folder of a URL
     detector: Detector = "clic",
     process: Annotated[str, typer.Option(help="ttbar, qq, WW or ZH")] = "ttbar",
     num_events: Annotated[int, typer.Option(min=1, help="events to generate")] = 1000,

@@ -75,6 +75,26 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_ctrl_c_in_compiled_code_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch numba's SystemError told instead of the Ctrl-C that it is made of, and other SystemErrors taken for one."""
+    error = SystemError("returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    failing(monkeypatch, error)
+    assert run(["models", "list"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    failing(monkeypatch, SystemError("a bug"))
+    assert run(["models", "list"]) == 1
+
+
+def test_simulate_refuses_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a local folder `s3:` that a user takes for a bucket."""
+    pytest.importorskip("pythia8mc", reason="the built-in event source needs the extra [sim]")
+    monkeypatch.chdir(tmp_path)
+    assert run(["simulate", "--num-events", "1", "--output", "s3://bucket/folder"]) == 2
+    assert "only be written to a folder of this machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_usage_mistakes_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a mistyped verb that counts as success."""
     assert run(["pretrian"]) == 2

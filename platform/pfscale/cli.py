@@ -21,14 +21,13 @@ from rich.console import Console
 
 from pfscale.config import Config, load_config
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
-from pfscale.remote import without_secrets
+from pfscale.remote import local_folder, without_secrets
 
 if TYPE_CHECKING:
     from pfscale.training.run import Run
 
 # Exit codes beside 0 and PfscaleError.exit_code (2): ingested, but files or events were set aside; data that do not pass their gates
 INTERRUPTED, UNEXPECTED, QUARANTINED, GATES_FAILED = 130, 1, 3, 4
-GOES_ON = "interrupted; the same command goes on from what is complete"
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
 app = typer.Typer(
@@ -48,7 +47,7 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="config values, key.path=value")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="folder to write")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", parser=local_folder, help="folder to write")]
 Detector = Annotated[str, typer.Option(help="clic or cld; its table names collections, field and calorimeters")]
 Workers = Annotated[int, typer.Option(min=0, help="parallel processes; 0: one for each CPU")]
 TrackingUri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking and registry address")]
@@ -71,19 +70,21 @@ def run(argv: list[str]) -> int:
     try:
         app(args=[arg for arg in argv if arg != "--debug"], prog_name="pfscale")
     except SystemExit as done:
-        if done.code == INTERRUPTED:  # Typer's word for KeyboardInterrupt, without any for the user
-            print(GOES_ON, file=sys.stderr)
+        if done.code == INTERRUPTED:  # Typer's word for KeyboardInterrupt
+            return _interrupted()
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except SystemError as error:  # what compiled code makes of a Ctrl-C
-        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
-            return _report(error, debug=debug)
-        print(GOES_ON, file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except Exception as error:
+        if isinstance(error, SystemError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            return _interrupted()  # what compiled code makes of a Ctrl-C
         return _report(error, debug=debug)
     return 0
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command goes on from what is complete", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _report(error: Exception, *, debug: bool) -> int:
@@ -155,7 +156,7 @@ def demo(output: Output = Path("pfscale-demo")) -> None:
 
 @app.command()
 def simulate(
-    output: Annotated[str, typer.Option("--output", "-o", help="folder to write")],  # a Path would make a folder of a URL
+    output: Output,
     detector: Detector = "clic",
     process: Annotated[str, typer.Option(help="ttbar, qq, WW or ZH")] = "ttbar",
     num_events: Annotated[int, typer.Option(min=1, help="events to generate")] = 1000,
@@ -193,8 +194,10 @@ def ingest(
         list[str] | None, typer.Argument(metavar="FILE...", help="ROOT files, globs, URLs or lists; none: --check only")
     ] = None,
     detector: Annotated[str | None, typer.Option(help="clic, cld or idea; its table names collections, field and calorimeters")] = None,
-    process: Annotated[str, typer.Option(help="physics process, where the files do not say; else an error")] = "",
-    simulation: Annotated[str | None, typer.Option(help="builtin, geant4 or fast, where the files do not say; else an error")] = None,
+    process: Annotated[str, typer.Option(help="physics process, where the files do not say; others are set aside")] = "",
+    simulation: Annotated[
+        str | None, typer.Option(help="builtin, geant4 or fast, where the files do not say; others are set aside")
+    ] = None,
     workers: Workers = 0,
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file or event instead of setting it aside")] = False,
     check: Annotated[bool, typer.Option("--check", help="then run the physics gates; without FILE: on the data set in --output")] = False,
@@ -333,7 +336,9 @@ def _say_progress() -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder")],
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for figures and numbers")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", parser=local_folder, help="folder for figures and numbers")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
 ) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pfscale.errors import InputFileError, PfscaleError, ResourceError
@@ -67,6 +68,18 @@ def is_remote(path: str) -> bool:
 def local_path(path: str) -> str:
     """The path of a `file://` URL; anything else as it is."""
     return path.removeprefix("file://")
+
+
+def local_folder(output: str) -> Path:
+    """The folder of this machine that `output` names.
+
+    Raises:
+        ResourceError: it is on another machine; a path made of a URL would be a folder here.
+    """
+    if is_remote(output):
+        hint = "give a folder and copy what is in it afterwards; data sets (pfscale ingest) go to URLs themselves"
+        raise ResourceError("this can only be written to a folder of this machine", where=without_secrets(output), hint=hint)
+    return Path(local_path(output))
 
 
 def base_name(path: str) -> str:

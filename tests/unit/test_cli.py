@@ -86,11 +86,11 @@ def test_ctrl_c_in_compiled_code_exits_130(monkeypatch: pytest.MonkeyPatch, caps
     assert run(["models", "list"]) == 1
 
 
-def test_simulate_refuses_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["demo", "simulate --num-events 1", "reconstruct models:/m@c f.root", "evaluate models:/m@c shards"])
+def test_a_url_is_no_folder(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a local folder `s3:` that a user takes for a bucket."""
-    pytest.importorskip("pythia8mc", reason="the built-in event source needs the extra [sim]")
     monkeypatch.chdir(tmp_path)
-    assert run(["simulate", "--num-events", "1", "--output", "s3://bucket/folder"]) == 2
+    assert run([*command.split(), "--output", "s3://bucket/folder"]) == 2
     assert "only be written to a folder of this machine" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

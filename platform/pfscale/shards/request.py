@@ -87,7 +87,8 @@ def known_sources(folder: Folder, detector: str) -> dict[tuple[str, str], Source
     if version != EXTRACTION_VERSION or settings.get("detector") != detector:
         return {}
     names = [field.name for field in fields(Source) if field.name != "version"]
-    return {(record["name"], record["digest"]): Source(version="", **{name: record[name] for name in names}) for record in records}
+    known = (record for record in records if record.keys() >= set(names))  # not what an older pfscale has noted
+    return {(record["name"], record["digest"]): Source(version="", **{name: record[name] for name in names}) for record in known}
 
 
 def note_request(folder: Folder, request: Request, good: Sequence[Source]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pfscale.errors import ConfigError, InputFileError, OutputExistsError, PfscaleError, ResourceError, unknown_name
 from pfscale.ray_cluster import ray_cluster
-from pfscale.remote import is_remote, local_path, without_secrets
+from pfscale.remote import local_folder
 from pfscale.simulation.detectors import DetectorModel, detector_model
 from pfscale.simulation.processes import PROCESSES, Process, decay_settings, find_process
 
@@ -90,13 +90,14 @@ def simulate(
 
     Raises:
         UnknownNameError: an unknown detector, process, decay or format, or a process that the detector's energies do not include.
-        ConfigError: a count that is too small, a negative seed, or `output` on another machine.
+        ConfigError: a count that is too small, or a negative seed.
         OutputExistsError: `output` is a file, or holds other data, or the same chunk with other settings.
-        ResourceError: pythia8mc is not installed, there are fewer CPUs than workers, or a chunk killed every process that tried it.
+        ResourceError: `output` is on another machine, pythia8mc is not installed, there are fewer CPUs than workers, or a chunk killed
+            every process that tried it.
     """
     numbers = {"num_events": num_events, "num_workers": num_workers, "events_per_file": events_per_file, "seed": seed}
     model = _checked(detector, process, higgs_decay, z_decay, file_format, **numbers)
-    folder = _prepare_folder(_local_folder(str(output)))
+    folder = _prepare_folder(local_folder(str(output)))
     num_chunks = -(-num_events // events_per_file)
     chunks = [
         Chunk(
@@ -134,18 +135,6 @@ def _checked(detector: str, process: str, higgs_decay: str | None, z_decay: str 
             raise ConfigError(f"{name} must be at least {least} (got {value})")
     require_pythia()
     return model
-
-
-def _local_folder(output: str) -> Path:
-    """The folder that `output` names.
-
-    Raises:
-        ConfigError: it is on another machine; a path made of a URL would be a folder here.
-    """
-    if is_remote(output):
-        hint = "simulate into a folder, then copy the files; pfscale ingest reads them from a URL"
-        raise ConfigError("simulated files can only be written to a folder of this machine", where=without_secrets(output), hint=hint)
-    return Path(local_path(output))
 
 
 def _prepare_folder(folder: Path) -> Path:

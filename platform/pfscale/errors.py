@@ -81,6 +81,12 @@ class TrainingError(PfscaleError):
     """A training that stopped itself: a loss that is not finite, a checkpoint that does not fit."""
 
 
+class StoppedError(PfscaleError):
+    """A training that was asked to end (SIGTERM), and did after a checkpoint."""
+
+    exit_code = 143  # what a shell says of a process that SIGTERM ended
+
+
 def closest(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     """The names in `allowed` that look most like `name`, best first (possibly none)."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pfscale.errors import NotEnoughDataError
 from pfscale.shards.dataset import EventIndex, cut_by_tokens, plan_epoch, select_events
 from pfscale.shards.ragged import CLUSTER_FEATURES, TRACK_FEATURES, from_arrow
-from pfscale.training.loop import worker_part
+from pfscale.training.batches import ahead, deal, worker_passes
 from synthetic_events import synthetic_table
 
 
@@ -49,7 +50,7 @@ def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, toke
     for w in windows:
         for step in w.steps:
             lengths = index.num_elements[w.events[step]]
-            assert len(step) == 1 or len(step) * lengths.max() <= tokens
+            assert len(step) == 1 or lengths.sum() <= tokens
 
 
 def test_plans_differ_between_epochs_and_repeat_for_the_same_one() -> None:
@@ -61,13 +62,20 @@ def test_plans_differ_between_epochs_and_repeat_for_the_same_one() -> None:
     assert sorted(flat[0]) != sorted(flat[2])
 
 
-def test_batches_waste_little_padding() -> None:
-    """Catches a plan that mixes long and short events: padding to the longest of a random batch costs a factor of about two here."""
+def test_steps_are_about_equally_large() -> None:
+    """Catches an epoch that ends with a step of a few events, whose gradient counts as much as that of a full one."""
+    index = make_index(200)
+    (window,) = plan_epoch(index, np.arange(200), tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
+    sizes = [index.num_elements[window.events[step]].sum() for step in window.steps]
+    assert min(sizes) > 0.85 * max(sizes)
+
+
+def test_a_step_is_a_random_sample_of_lengths() -> None:
+    """Catches steps of events that are alike, whose gradients point elsewhere than those of the whole data set."""
     index = make_index(4000, longest=400)
     (window,) = plan_epoch(index, np.arange(4000), tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
-    lengths = [index.num_elements[window.events[step]] for step in window.steps]
-    padded = sum(len(values) * values.max() for values in lengths)
-    assert sum(values.sum() for values in lengths) / padded > 0.9
+    spreads = [index.num_elements[window.events[step]].std() for step in window.steps]
+    assert min(spreads) > 0.6 * index.num_elements.std()
 
 
 @given(lengths=st.lists(st.integers(0, 500), max_size=60), tokens=st.integers(1, 2000))
@@ -78,15 +86,38 @@ def test_cutting_by_tokens_keeps_the_order_and_every_event(lengths: list[int], t
     assert all(len(run) for run in runs)
 
 
+@pytest.mark.parametrize("tokens_per_pass", [None, 30, 200])
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
-def test_workers_share_a_step_without_loss_or_overlap(num_workers: int) -> None:
-    """Catches a step whose events depend on the number of workers."""
+def test_workers_share_a_step_without_loss_or_overlap(num_workers: int, tokens_per_pass: int | None) -> None:
+    """Catches a step whose events depend on the number of workers, and workers that wait for another's pass for ever."""
     events = from_arrow(synthetic_table(20, seed=5))
     rows = np.array([3, 1, 4, 15, 9])
-    parts = [worker_part(events, rows, SimpleNamespace(rank=r, world_size=num_workers)) for r in range(num_workers)]  # type: ignore[arg-type]
-    counted = [int(row) for part in parts for row, real in zip(part.rows_B, part.mask_BN.any(-1), strict=True) if real]
-    assert sorted(counted) == sorted(rows)
-    assert sum(part.num_elements for part in parts) == events.lengths[rows].sum()
+    worlds = [SimpleNamespace(rank=r, world_size=num_workers) for r in range(num_workers)]
+    passes = [worker_passes(events.lengths, rows, world, tokens_per_pass) for world in worlds]  # type: ignore[arg-type]
+    assert len({len(mine) for mine in passes}) == 1
+    assert sorted(np.concatenate([part for mine in passes for part in mine])) == sorted(rows)
+    assert all(len(part) <= 1 or events.lengths[part].sum() <= (tokens_per_pass or 1e9) for mine in passes for part in mine)
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=80), num_workers=st.integers(1, 5))
+def test_workers_get_about_as_much_to_do(lengths: list[int], num_workers: int) -> None:
+    """Catches one worker that always gets the longer events, for which the others wait."""
+    shares = [np.array(lengths)[share].sum() for share in deal(np.array(lengths), num_workers)]
+    assert max(shares) - min(shares) <= max(lengths)
+
+
+def test_items_made_ahead_keep_their_order_and_errors_come_through() -> None:
+    """Catches steps that overtake each other, and an unreadable shard that ends a training as if its data were all used."""
+    assert list(ahead(iter(range(10)), 3)) == list(range(10))
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("torn")
+
+    items = ahead(broken(), 2)
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="torn"):
+        next(items)
 
 
 def test_subsets_are_nested_and_too_large_ones_refused() -> None:

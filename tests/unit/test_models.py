@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pfscale.errors import InputFileError
+from pfscale.models.attention import attend
 from pfscale.models.batch import Batch, collate
 from pfscale.models.bundle import MLPF_KIND, load_bundle, save_bundle
-from pfscale.models.mlpf import Mlpf, MlpfConfig, MlpfOutputs
+from pfscale.models.flops import forward_flops
+from pfscale.models.mlpf import SIZES, LatentConfig, Mlpf, MlpfConfig, MlpfOutputs, count_parameters
 from pfscale.shards.ragged import RaggedEvents, from_arrow
 from pfscale.tasks.reconstruction import LOSS_TERMS, ReconstructionConfig, loss_terms, momentum, predict, target_candidates
 from synthetic_events import synthetic_table
@@ -37,7 +43,7 @@ def model(events: RaggedEvents) -> Mlpf:
 
 def run(model: Mlpf, batch: Batch) -> MlpfOutputs:
     with torch.no_grad():
-        return model(batch.features_BNF, batch.is_track_BN, batch.mask_BN)
+        return model(batch)
 
 
 def fields(outputs: MlpfOutputs) -> dict[str, torch.Tensor]:
@@ -47,13 +53,12 @@ def fields(outputs: MlpfOutputs) -> dict[str, torch.Tensor]:
 @settings(deadline=None, max_examples=20)
 @given(rows=st.lists(st.integers(0, 39), min_size=1, max_size=12, unique=True))
 def test_prediction_does_not_depend_on_the_rest_of_the_batch(events: RaggedEvents, model: Mlpf, rows: list[int]) -> None:
-    """Catches a missing key mask, batch statistics, or padding that leaks into an event."""
-    together = fields(run(model, collate(events, np.array(rows))))
-    for i, row in enumerate(rows):
-        alone = fields(run(model, collate(events, np.array([row]))))
-        length = events.lengths[row]
-        for name, values in alone.items():
-            torch.testing.assert_close(together[name][i, :length], values[0, :length], atol=1e-5, rtol=1e-5)
+    """Catches attention across events, events taken for longer or shorter than they are, batch statistics."""
+    batch = collate(events, np.array(rows))
+    for name, values in fields(run(model, batch)).items():
+        for row, part in zip(rows, values.split(batch.lengths), strict=True):
+            alone = fields(run(model, collate(events, np.array([row]))))[name]
+            torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @settings(deadline=None, max_examples=20)
@@ -61,34 +66,34 @@ def test_prediction_does_not_depend_on_the_rest_of_the_batch(events: RaggedEvent
 def test_permuting_elements_permutes_predictions(events: RaggedEvents, model: Mlpf, row: int, seed: int) -> None:
     """Catches positional information that sneaks in."""
     batch = collate(events, np.array([row]))
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(batch.mask_BN.shape[1]))
-    shuffled = Batch(batch.features_BNF[:, order], batch.is_track_BN[:, order], batch.mask_BN[:, order], {}, batch.rows_B)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(batch.num_elements))
+    shuffled = replace(batch, features_TF=batch.features_TF[order], is_track_T=batch.is_track_T[order])
     for (name, expected), got in zip(fields(run(model, batch)).items(), fields(run(model, shuffled)).values(), strict=True):
-        torch.testing.assert_close(got, expected[:, order], atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(got, expected[order], atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_energy_is_never_below_momentum(events: RaggedEvents, model: Mlpf) -> None:
     """Catches an energy head that may predict tachyons."""
     batch = collate(events, np.arange(events.num_events))
-    batch.features_BNF[0, 0, 1] = 20.0  # an element on the beam axis
+    batch.features_TF[0, 1] = 20.0  # an element on the beam axis
     four = momentum(run(model, batch), batch)
     p = torch.hypot(four.pt, four.pt * torch.sinh(four.eta))
-    assert bool((four.energy[batch.mask_BN] >= p[batch.mask_BN] * (1 - 1e-6)).all())
-    norm = torch.hypot(four.sin_phi, four.cos_phi)[batch.mask_BN]
+    assert bool((four.energy >= p * (1 - 1e-6)).all())
+    norm = torch.hypot(four.sin_phi, four.cos_phi)
     torch.testing.assert_close(norm, torch.ones_like(norm))
 
 
 def test_mass_head_has_a_gradient_everywhere(events: RaggedEvents, model: Mlpf) -> None:
     """Catches a dead ReLU in front of the energy: no element may be without gradient for its mass."""
     batch = collate(events, np.arange(8))
-    outputs = model(batch.features_BNF, batch.is_track_BN, batch.mask_BN)
-    outputs.mass_BN.retain_grad()
+    outputs = model(batch)
+    outputs.mass_T.retain_grad()
     momentum(outputs, batch).energy.sum().backward()
-    assert bool((outputs.mass_BN.grad[batch.mask_BN] > 0).all())
+    assert bool((outputs.mass_T.grad > 0).all())
 
 
 def test_loss_of_a_batch_is_the_sum_of_its_events(events: RaggedEvents, model: Mlpf) -> None:
-    """Catches means over padded elements, or a padding that counts."""
+    """Catches means that depend on what an event is batched with."""
     rows = np.arange(12)
     task = ReconstructionConfig()
 
@@ -100,23 +105,112 @@ def test_loss_of_a_batch_is_the_sum_of_its_events(events: RaggedEvents, model: M
     torch.testing.assert_close(total(rows), sum(total(np.array([row])) for row in rows), rtol=1e-4, atol=1e-3)
 
 
-def test_an_event_without_elements_gives_nothing(model: Mlpf, events: RaggedEvents) -> None:
-    """Catches NaN from attention over no key."""
-    empty = from_arrow(events.table.slice(0, 0))
-    assert empty.num_events == 0
-    features = torch.zeros(2, 3, 16)
-    mask = torch.tensor([[False] * 3, [True] * 3])
-    batch = Batch(features, torch.zeros(2, 3, dtype=torch.bool), mask, {}, torch.tensor([0, 1]))
-    outputs = run(model, batch)
-    assert all(bool(torch.isfinite(value).all()) for value in fields(outputs).values())
-    assert set(predict(outputs, batch, ReconstructionConfig(threshold=1e-9)).event) == {1}
+def test_events_without_elements_and_no_events_give_nothing(model: Mlpf, events: RaggedEvents) -> None:
+    """Catches NaN from attention over no key, and a worker without events that cannot take part in a step."""
+    batch = collate(events, np.array([7]))
+    offsets = torch.tensor([0, 0, *batch.lengths, *batch.lengths])
+    padded = replace(batch, lengths=(0, *batch.lengths, 0), offsets_E1=offsets, rows=np.arange(3))
+    assert torch.equal(run(model, padded).latents_TW, run(model, batch).latents_TW)
+    assert set(predict(run(model, padded), padded, ReconstructionConfig(threshold=1e-9)).event) == {1}
+    nothing = collate(events, np.array([], int))
+    model.zero_grad()
+    terms = loss_terms(model(nothing), nothing, ReconstructionConfig())
+    total = torch.stack(list(terms.values())).sum()
+    total.backward()
+    assert float(total.detach()) == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (1, 7, 7, 2), (3,), ()])
+def test_attention_by_length_is_softmax_attention_within_each_event(lengths: tuple[int, ...]) -> None:
+    """Catches runs of equal lengths that are cut or put together in another order, heads that are mixed up, a wrong scale."""
+    generator = torch.Generator().manual_seed(1)
+    qkv = torch.randn(sum(lengths), 3, 2, 4, generator=generator)
+    batch = Batch(
+        torch.zeros(sum(lengths), 1), torch.zeros(sum(lengths), dtype=torch.bool), lengths, torch.zeros(1), {}, np.zeros(0, np.int64)
+    )
+    expected = []
+    for event in qkv.split(lengths):
+        for head in range(2):
+            q, k, v = event[:, :, head].unbind(1)
+            expected.append(torch.softmax(q @ k.T / 2, -1) @ v)
+    stacked = [torch.stack(expected[i : i + 2], 1) for i in range(0, len(expected), 2)]
+    torch.testing.assert_close(attend(qkv, batch), torch.cat(stacked) if stacked else qkv[:, 0])
+
+
+def test_recomputing_activations_changes_no_gradient(events: RaggedEvents, model: Mlpf) -> None:
+    """Catches blocks that are left out of the backward pass, or dropout drawn anew in it."""
+    batch = collate(events, np.arange(8))
+    dropping = Mlpf(CONFIG.model_copy(update={"dropout": 0.2}))
+    dropping.load_state_dict(model.state_dict())
+    found = []
+    for recomputes in (False, True):
+        dropping.encoder.recomputes = recomputes
+        torch.manual_seed(2)
+        dropping.zero_grad()
+        sum(loss_terms(dropping(batch), batch, ReconstructionConfig()).values()).backward()
+        found.append([p.grad.clone() for p in dropping.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_half_precision_stays_close_and_returns_float32(events: RaggedEvents) -> None:
+    """Catches momenta, inputs or losses that are rounded to three digits along with the attention blocks."""
+    torch.manual_seed(3)
+    fresh = Mlpf(CONFIG).eval()
+    fresh.encoder.standardise.fit(events.features, events.is_track)
+    batch = collate(events, np.arange(8))
+    exact = fields(run(fresh, batch))
+    fresh.encoder.block_dtype = torch.bfloat16
+    for name, value in fields(run(fresh, batch)).items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact[name], atol=0.05, rtol=0.05, msg=name)
+
+
+def test_latents_are_those_of_the_layer_and_head_asked_for(events: RaggedEvents, model: Mlpf) -> None:
+    """Catches a choice that changes nothing, or that is off by one layer."""
+    batch = collate(events, np.arange(4))
+    with torch.no_grad():
+        layers = [model.encode(batch, LatentConfig(layer=n)) for n in (0, 1, 2)]
+        torch.testing.assert_close(model.encoder.blocks[1](layers[1], batch), layers[2])
+        torch.testing.assert_close(model.encoder.norm(layers[2]), model.encode(batch))
+        parts = [model.encode(batch, LatentConfig(part=name)) for name in ("identification", "regression", "concatenation")]
+    torch.testing.assert_close(torch.cat(parts[:2], -1), parts[2])
+    torch.testing.assert_close(model.heads["class"][-1](parts[0]), run(model, batch).class_TC)
+    with pytest.raises(IndexError, match="layer 3"):
+        model.encode(batch, LatentConfig(layer=3))
+    with pytest.raises(ValidationError, match="leave layer at -1"):
+        LatentConfig(layer=1, part="regression")
+
+
+def test_sizes_grow_as_documented_and_every_part_can_be_overridden() -> None:
+    """Catches a dial that skips a size, leaves the documented range, or wins over what was asked for."""
+    counts = [count_parameters(Mlpf(MlpfConfig(size=size))) for size in SIZES]
+    ratios = [b / a for a, b in itertools.pairwise(counts)]
+    assert 1e5 < counts[0] < 2e5
+    assert 4.5e7 < counts[-1] < 6e7
+    assert all(2 < ratio < 5 for ratio in ratios)
+    assert MlpfConfig(size=3, num_layers=2).model_dump() == MlpfConfig(width=256, num_layers=2, num_heads=16, size=3).model_dump()
+    with pytest.raises(ValidationError, match="size"):
+        MlpfConfig(size=7)
+
+
+def test_flops_by_formula_are_those_that_torch_counts(events: RaggedEvents, model: Mlpf) -> None:
+    """Catches a share of the hardware's rate that is wrong because layers, embeddings or attention are left out or counted twice."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = collate(events, np.arange(10))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # it does not count fused kernels
+        model(batch)
+    assert forward_flops(model, batch.lengths) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
 def test_missing_features_do_not_spread(events: RaggedEvents, model: Mlpf) -> None:
     """Catches NaN features that reach the loss or the gradient."""
     assert np.isnan(events.features[events.is_track]).any()
     batch = collate(events, np.arange(8))
-    outputs = model(batch.features_BNF, batch.is_track_BN, batch.mask_BN)
+    outputs = model(batch)
     sum(loss_terms(outputs, batch, ReconstructionConfig()).values()).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     model.zero_grad()
@@ -126,9 +220,9 @@ def test_a_feature_that_only_other_data_lack_does_no_harm(events: RaggedEvents) 
     """Catches untrained weights of a missing flag: dE/dx is in built-in files, and not in some real ones."""
     fresh = Mlpf(CONFIG).eval()
     complete = collate(events, np.arange(4))
-    at_mean = torch.where(complete.features_BNF.isnan(), 0.0, complete.features_BNF)
-    fresh.encoder.standardise.fit(at_mean[complete.mask_BN].numpy(), complete.is_track_BN[complete.mask_BN].numpy())
-    flags_up = fresh.encoder.standardise(complete.features_BNF, complete.is_track_BN)[1]
+    at_mean = torch.where(complete.features_TF.isnan(), 0.0, complete.features_TF)
+    fresh.encoder.standardise.fit(at_mean.numpy(), complete.is_track_T.numpy())
+    flags_up = fresh.encoder.standardise(complete.features_TF, complete.is_track_T)[1]
     assert bool(flags_up.any())
     first = fresh.encoder.embed_track[0]
     assert not first.weight[:, flags_up.shape[-1] :].any()  # type: ignore[operator, index]
@@ -161,18 +255,18 @@ def test_candidates_of_perfect_logits_are_the_targets(events: RaggedEvents) -> N
     rows = np.arange(10)
     batch = collate(events, rows)
     t = batch.targets
-    element_pt = batch.features_BNF[..., 0]
+    element_pt = batch.features_TF[:, 0]
     p = t["pt"] * torch.cosh(t["eta"])
     classes = torch.nn.functional.one_hot(t["class"].long(), 6).float()
     outputs = MlpfOutputs(
-        presence_BN=torch.where(t["class"] > 0, 20.0, -20.0),
-        class_BNC=40 * classes[..., 1:],
-        charge_BN3=40 * torch.nn.functional.one_hot((t["charge"] + 1).long(), 3).float(),
-        log_pt_BN=torch.log(t["pt"].clamp_min(1e-6) / element_pt.clamp_min(1e-3)),
-        eta_BN=t["eta"] - batch.features_BNF[..., 1],
-        phi_BN2=torch.stack([t["sin_phi"], t["cos_phi"]], -1),
-        mass_BN=(t["energy"] ** 2 - p**2).clamp_min(0).sqrt(),
-        latents_BNW=torch.zeros(*batch.mask_BN.shape, 1),
+        presence_T=torch.where(t["class"] > 0, 20.0, -20.0),
+        class_TC=40 * classes[..., 1:],
+        charge_T3=40 * torch.nn.functional.one_hot((t["charge"] + 1).long(), 3).float(),
+        log_pt_T=torch.log(t["pt"].clamp_min(1e-6) / element_pt.clamp_min(1e-3)),
+        eta_T=t["eta"] - batch.features_TF[:, 1],
+        phi_T2=torch.stack([t["sin_phi"], t["cos_phi"]], -1),
+        mass_T=(t["energy"] ** 2 - p**2).clamp_min(0).sqrt(),
+        latents_TW=torch.zeros(batch.num_elements, 1),
     )
     got = predict(outputs, batch, ReconstructionConfig())
     stop = events.offsets[10]

@@ -1,6 +1,6 @@
-"""Padded, masked tensors of a few events of similar length.
+"""The elements of a few events as one table of tensors, event after event: nothing is padded.
 
-Shape letters: B events, N elements (padded), F features.
+Shape letters: E events, T elements of all events, F features.
 """
 
 from __future__ import annotations
@@ -18,54 +18,53 @@ from pfscale.shards.ragged import RaggedEvents
 
 @dataclass(frozen=True)
 class Batch:
-    """Elements of B events, padded to the longest of them.
+    """Elements of E events, one event after the other; no event and no element is a batch as well.
 
     Attributes:
-        features_BNF: raw units (`pfscale.shards.ragged.RaggedEvents.features`), NaN where missing, 0 in the padding.
-        is_track_BN: bool.
-        mask_BN: bool, True for real elements.
-        targets: field -> (B, N) float32; empty without truth.
-        rows_B: position of each event in the RaggedEvents it came from.
+        features_TF: raw units (`pfscale.shards.ragged.RaggedEvents.features`), NaN where missing.
+        is_track_T: bool.
+        lengths: elements of each event, on the host.
+        offsets_E1: (E + 1,) int32, the same as running sums on the device; the elements of event i are offsets[i]:offsets[i + 1].
+        targets: field -> (T,) float32; empty without truth.
+        rows: (E,) position of each event in the RaggedEvents it came from, on the host.
     """
 
-    features_BNF: Tensor
-    is_track_BN: Tensor
-    mask_BN: Tensor
+    features_TF: Tensor
+    is_track_T: Tensor
+    lengths: tuple[int, ...]
+    offsets_E1: Tensor
     targets: dict[str, Tensor]
-    rows_B: Tensor
+    rows: NDArray[np.int64]
+
+    @property
+    def num_events(self) -> int:
+        return len(self.lengths)
 
     @property
     def num_elements(self) -> int:
-        return int(self.mask_BN.sum())
+        return len(self.features_TF)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+            if isinstance(value, dict):
+                value = {k: v.to(device, non_blocking=True) for k, v in value.items()}
+            moved[field.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         return Batch(**moved)
 
 
 def collate(events: RaggedEvents, rows: NDArray[np.integer]) -> Batch:
-    """The batch of the given events (`rows` index into `events`), padded to the longest of them (at least one element)."""
+    """The batch of the given events, in that order (`rows` index into `events`)."""
     lengths = events.lengths[rows]
-    width = max(int(lengths.max(initial=1)), 1)
-    mask = np.arange(width) < lengths[:, None]
-    source = (events.offsets[rows][:, None] + np.arange(width))[mask]
-    features = np.zeros((*mask.shape, events.features.shape[1]), np.float32)
-    features[mask] = events.features[source]
-    is_track = np.zeros(mask.shape, bool)
-    is_track[mask] = events.is_track[source]
-    targets = {}
-    for name, values in events.targets.items():
-        padded = np.zeros(mask.shape, np.float32)
-        padded[mask] = values[source]
-        targets[name] = torch.from_numpy(padded)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    source = np.repeat(events.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
     return Batch(
-        torch.from_numpy(features),
-        torch.from_numpy(is_track),
-        torch.from_numpy(mask),
-        targets,
-        torch.from_numpy(np.asarray(rows, np.int64)),
+        features_TF=torch.from_numpy(events.features[source]),
+        is_track_T=torch.from_numpy(events.is_track[source]),
+        lengths=tuple(lengths.tolist()),
+        offsets_E1=torch.from_numpy(offsets.astype(np.int32)),
+        targets={name: torch.from_numpy(values[source]) for name, values in events.targets.items()},
+        rows=rows.astype(np.int64),
     )

@@ -1,18 +1,21 @@
 """MLPF: a transformer encoder over tracks and clusters with output heads per element.
 
-Shape letters: B events, N elements (padded), F features, W width, H heads.
+Shape letters: T elements of all events of a batch, F features, W width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as nnf
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pfscale.config import Config
+from pfscale.models.attention import SelfAttention
 from pfscale.models.batch import Batch
 from pfscale.models.normalisation import Standardise
 from pfscale.shards.ragged import NUM_FEATURES
@@ -20,15 +23,28 @@ from pfscale.shards.schema import CLASSES
 
 NUM_PARTICLE_CLASSES = len(CLASSES) - 1
 
+# size -> (width, num_layers, num_heads). About (12 num_layers + 6) width^2 parameters: 0.17, 0.7, 2.8, 8, 20 and 53 million.
+# Width doubles while it is small and the depth stays at three layers, as in the published MLPF (size 3); then both grow, heads are 32 wide.
+SIZES = {1: (64, 3, 4), 2: (128, 3, 8), 3: (256, 3, 16), 4: (384, 4, 12), 5: (512, 6, 16), 6: (768, 7, 24)}
+
 
 class MlpfConfig(Config):
     """Architecture of the encoder and its heads."""
 
-    width: int = Field(64, ge=8, description="width of the residual stream, and so of the latents")
-    num_layers: int = Field(3, ge=1, description="attention blocks")
-    num_heads: int = Field(4, ge=1, description="attention heads")
+    size: int = Field(1, ge=1, le=len(SIZES), description="the dial: sets width, num_layers and num_heads where they are not given")
+    width: int = Field(0, ge=8, description="width of the residual stream, and so of the latents; by size 64 128 256 384 512 768")
+    num_layers: int = Field(0, ge=1, description="attention blocks; by size 3 3 3 4 6 7")
+    num_heads: int = Field(0, ge=1, description="attention heads; by size 4 8 16 12 16 24")
     feedforward: int = Field(4, ge=1, description="width of the feed-forward layer in units of `width`")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the blocks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("size", 1) in SIZES:
+            width, num_layers, num_heads = SIZES[values.get("size", 1)]
+            return {"width": width, "num_layers": num_layers, "num_heads": num_heads, **values}
+        return values
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> MlpfConfig:
@@ -37,45 +53,47 @@ class MlpfConfig(Config):
         return self
 
 
+_LATENT_HEADS = {"identification": ("class",), "regression": ("momentum",), "concatenation": ("class", "momentum")}
+
+
+class LatentConfig(Config):
+    """Which latents of a model are meant."""
+
+    layer: int = Field(-1, description="after how many blocks: 0 the embedding, 1 the first block ...; -1: after the last, normalised")
+    part: Literal["encoder", "identification", "regression", "concatenation"] = Field(
+        "encoder", description="the encoder's stream; or what the hidden layer of the class head, the momentum head or of both makes of it"
+    )
+
+    @model_validator(mode="after")
+    def _heads_follow_the_last_layer(self) -> LatentConfig:
+        if self.part != "encoder" and self.layer != -1:
+            raise ValueError(f"part {self.part} is made of the last layer: leave layer at -1 (got {self.layer})")
+        return self
+
+
 @dataclass(frozen=True)
 class MlpfOutputs:
     """Raw outputs per element.
 
     Attributes:
-        presence_BN: logit, the element carries a particle.
-        class_BNC: logits of the particle classes CLASSES[1:], given that there is a particle.
-        charge_BN3: logits of charge -1, 0, +1.
-        log_pt_BN: log(pt / element's pt).
-        eta_BN: eta - element's eta.
-        phi_BN2: (sin, cos) of phi, normalised.
-        mass_BN: GeV, positive; energy is sqrt(p^2 + mass^2), hence never below |p|.
-        latents_BNW: the encoder's last residual stream after its norm.
+        presence_T: logit, the element carries a particle.
+        class_TC: logits of the particle classes CLASSES[1:], given that there is a particle.
+        charge_T3: logits of charge -1, 0, +1.
+        log_pt_T: log(pt / element's pt).
+        eta_T: eta - element's eta.
+        phi_T2: (sin, cos) of phi, normalised.
+        mass_T: GeV, positive; energy is sqrt(p^2 + mass^2), hence never below |p|.
+        latents_TW: the encoder's last residual stream after its norm.
     """
 
-    presence_BN: Tensor
-    class_BNC: Tensor
-    charge_BN3: Tensor
-    log_pt_BN: Tensor
-    eta_BN: Tensor
-    phi_BN2: Tensor
-    mass_BN: Tensor
-    latents_BNW: Tensor
-
-
-class Attention(nn.Module):
-    """Self-attention among an event's elements; keys in the padding are masked out."""
-
-    def __init__(self, config: MlpfConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
-
-    def forward(self, x_BNW: Tensor, bias_B11N: Tensor) -> Tensor:
-        B, N, W = x_BNW.shape
-        q, k, v = self.qkv(x_BNW).view(B, N, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
-        y_BHND = nnf.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11N)
-        return self.out(y_BHND.transpose(1, 2).reshape(B, N, W))
+    presence_T: Tensor
+    class_TC: Tensor
+    charge_T3: Tensor
+    log_pt_T: Tensor
+    eta_T: Tensor
+    phi_T2: Tensor
+    mass_T: Tensor
+    latents_TW: Tensor
 
 
 class Block(nn.Module):
@@ -84,19 +102,25 @@ class Block(nn.Module):
     def __init__(self, config: MlpfConfig) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(config.width)
-        self.attention = Attention(config)
+        self.attention = SelfAttention(config.width, config.num_heads)
         self.norm_feedforward = nn.LayerNorm(config.width)
         hidden = config.feedforward * config.width
         self.feedforward = nn.Sequential(nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BNW: Tensor, bias_B11N: Tensor) -> Tensor:
-        x_BNW = x_BNW + self.dropout(self.attention(self.norm_attention(x_BNW), bias_B11N))
-        return x_BNW + self.dropout(self.feedforward(self.norm_feedforward(x_BNW)))
+    def forward(self, x_TW: Tensor, batch: Batch) -> Tensor:
+        x_TW = x_TW + self.dropout(self.attention(self.norm_attention(x_TW), batch))
+        return x_TW + self.dropout(self.feedforward(self.norm_feedforward(x_TW)))
 
 
 class Encoder(nn.Module):
-    """Elements -> latents: standardisation, an embedding per element type, attention blocks."""
+    """Elements -> latents: standardisation, an embedding per element type, attention blocks.
+
+    Attributes:
+        recomputes: whether blocks keep only their inputs for the backward pass, and compute the rest again (activation checkpointing):
+            less memory, a third more time, the same numbers.
+        block_dtype: what the blocks compute in; None: as the weights, float32. Embedding, norms, heads and losses are always float32.
+    """
 
     def __init__(self, config: MlpfConfig) -> None:
         super().__init__()
@@ -105,17 +129,27 @@ class Encoder(nn.Module):
         self.embed_track = _embedding(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
+        self.recomputes = False
+        self.block_dtype: torch.dtype | None = None
 
-    def forward(self, features_BNF: Tensor, is_track_BN: Tensor, mask_BN: Tensor) -> Tensor:
-        values, missing = self.standardise(features_BNF, is_track_BN)
+    def forward(self, batch: Batch, num_blocks: int | None = None) -> Tensor:
+        """The normalised stream after the last block, or the stream as it is after the first `num_blocks`, (T, W)."""
+        x_TW = self._embed(batch)
+        with torch.autocast(x_TW.device.type, self.block_dtype, enabled=self.block_dtype is not None):
+            for block in self.blocks[:num_blocks]:
+                if self.recomputes and torch.is_grad_enabled():
+                    x_TW = checkpoint(block, x_TW, batch, use_reentrant=False)
+                else:
+                    x_TW = block(x_TW, batch)
+        x_TW = x_TW.float()
+        return self.norm(x_TW) if num_blocks is None else x_TW
+
+    def _embed(self, batch: Batch) -> Tensor:
+        values, missing = self.standardise(batch.features_TF, batch.is_track_T)
         inputs = torch.cat([values, missing], -1)
-        x_BNW = torch.where(is_track_BN[..., None], self.embed_track(inputs), self.embed_cluster(inputs))
-        # An event without elements would have only masked keys, and so NaN: its padding may attend to itself.
-        keys_BN = mask_BN | ~mask_BN.any(-1, keepdim=True)
-        bias_B11N = torch.zeros_like(keys_BN, dtype=x_BNW.dtype).masked_fill(~keys_BN, float("-inf"))[:, None, None, :]
-        for block in self.blocks:
-            x_BNW = block(x_BNW, bias_B11N)
-        return self.norm(x_BNW)
+        tracks, clusters = batch.is_track_T.nonzero()[:, 0], (~batch.is_track_T).nonzero()[:, 0]
+        embedded = torch.cat([self.embed_track(inputs[tracks]), self.embed_cluster(inputs[clusters])])
+        return embedded.index_select(0, torch.cat([tracks, clusters]).argsort())
 
 
 class Mlpf(nn.Module):
@@ -134,23 +168,34 @@ class Mlpf(nn.Module):
             }
         )
 
-    def encode(self, batch: Batch) -> Tensor:
-        """The latents per element, (B, N, W); those in the padding are meaningless."""
-        return self.encoder(batch.features_BNF, batch.is_track_BN, batch.mask_BN)
+    def encode(self, batch: Batch, config: LatentConfig | None = None) -> Tensor:
+        """The latents per element, (T, W), or (T, 2 W) for `concatenation`.
 
-    def forward(self, features_BNF: Tensor, is_track_BN: Tensor, mask_BN: Tensor) -> MlpfOutputs:
-        latents_BNW = self.encoder(features_BNF, is_track_BN, mask_BN)
-        momentum = self.heads["momentum"](latents_BNW)
-        element_phi_BN2 = features_BNF[..., 2:4]
+        Raises:
+            IndexError: the model has fewer layers than asked for.
+        """
+        config = config or LatentConfig()
+        if not -1 <= config.layer <= len(self.encoder.blocks):
+            raise IndexError(f"latents after layer {config.layer} of a model with {len(self.encoder.blocks)}")
+        latents_TW = self.encoder(batch, None if config.layer == -1 else config.layer)
+        if config.part == "encoder":
+            return latents_TW
+        heads = [head for name, head in self.heads.items() if name in _LATENT_HEADS[config.part] and isinstance(head, nn.Sequential)]
+        return torch.cat([head[:-1](latents_TW) for head in heads], -1)
+
+    def forward(self, batch: Batch) -> MlpfOutputs:
+        latents_TW = self.encoder(batch)
+        momentum = self.heads["momentum"](latents_TW)
+        element_phi_T2 = batch.features_TF[:, 2:4]
         return MlpfOutputs(
-            presence_BN=self.heads["presence"](latents_BNW)[..., 0],
-            class_BNC=self.heads["class"](latents_BNW),
-            charge_BN3=self.heads["charge"](latents_BNW),
-            log_pt_BN=_soft_bound(momentum[..., 0], 5.0),
-            eta_BN=_soft_bound(momentum[..., 1], 5.0),
-            phi_BN2=nnf.normalize(element_phi_BN2 + momentum[..., 2:4], dim=-1, eps=1e-6),
-            mass_BN=nnf.softplus(momentum[..., 4] - 2.0),
-            latents_BNW=latents_BNW,
+            presence_T=self.heads["presence"](latents_TW)[:, 0],
+            class_TC=self.heads["class"](latents_TW),
+            charge_T3=self.heads["charge"](latents_TW),
+            log_pt_T=_soft_bound(momentum[:, 0], 5.0),
+            eta_T=_soft_bound(momentum[:, 1], 5.0),
+            phi_T2=nnf.normalize(element_phi_T2 + momentum[:, 2:4], dim=-1, eps=1e-6),
+            mass_T=nnf.softplus(momentum[:, 4] - 2.0),
+            latents_TW=latents_TW,
         )
 
 

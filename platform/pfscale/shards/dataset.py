@@ -123,7 +123,7 @@ class Window:
 
     Attributes:
         events: positions in the index, sorted by place in the files.
-        steps: for each step, indices into `events`; together every event once.
+        steps: for each step, indices into `events` in the order of learning; together every event once.
     """
 
     events: NDArray[np.int64]
@@ -135,18 +135,16 @@ def plan_epoch(
 ) -> list[Window]:
     """The windows of one epoch over `events`, shuffled by (seed, epoch).
 
-    Row groups are shuffled and joined to windows of about `window_events`; inside a window events of similar length share a step, so that
-    number of events x longest event stays within `tokens_per_step` (a longer event gets a step of its own), and the steps are shuffled.
+    Row groups are shuffled and joined to windows of about `window_events`; the events of a window are shuffled and cut into steps of about
+    equal size, none with more than `tokens_per_step` elements (a longer event gets a step of its own). A step is a random sample of events
+    of any length: batches hold no padding, so there is nothing to gain from steps of similar ones.
     """
     rng = np.random.default_rng([seed, epoch])
     windows = []
     for members in _windows_of(index, events, window_events, rng):
-        lengths = index.num_elements[members]
-        # Neighbours in length are drawn anew in each epoch: without the jitter the same events would always share a step.
-        order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(members)), kind="stable")
-        steps = cut_by_tokens(lengths[order], tokens_per_step)
-        shuffled = rng.permutation(len(steps))
-        windows.append(Window(members, tuple(np.sort(order[steps[i]]) for i in shuffled)))
+        order = rng.permutation(len(members))
+        steps = cut_evenly(index.num_elements[members][order], tokens_per_step)
+        windows.append(Window(members, tuple(order[step] for step in steps)))
     return windows
 
 
@@ -166,16 +164,28 @@ def _windows_of(index: EventIndex, events: NDArray[np.int64], window_events: int
 
 
 def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
-    """Consecutive runs of events for which (events in the run) x (longest event in the run) <= tokens; at least one event each."""
-    runs, start, longest = [], 0, 0
-    for i, length in enumerate(lengths):
-        longest = max(longest, int(length))
-        if i > start and longest * (i + 1 - start) > tokens:
-            runs.append(np.arange(start, i))
-            start, longest = i, int(length)
-    if len(lengths):
-        runs.append(np.arange(start, len(lengths)))
+    """Consecutive runs of events with at most `tokens` elements in all; at least one event each."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    runs, start = [], 0
+    while start < len(lengths):
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + tokens, side="right")), start + 1)
+        runs.append(np.arange(start, stop))
+        start = stop
     return runs
+
+
+def cut_evenly(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
+    """As `cut_by_tokens`, in as few runs, but with a last one that is about as large as the others."""
+    fewest = len(cut_by_tokens(lengths, tokens))
+    low, high = 1, tokens  # the smallest budget with which there are as few
+    while low < high:
+        middle = (low + high) // 2
+        if len(cut_by_tokens(lengths, middle)) > fewest:
+            low = middle + 1
+        else:
+            high = middle
+    return cut_by_tokens(lengths, high)
 
 
 def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[str] = INPUT_COLUMNS) -> RaggedEvents:

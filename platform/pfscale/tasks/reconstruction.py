@@ -2,7 +2,7 @@
 
 Loss terms follow the published MLPF set-up (binary presence, focal classification, robust regression of logarithmic ratios to the
 element's own momentum, weighted by sqrt(pt)); source: physics specification of the MLPF reference, jpata/particleflow.
-Shape letters: B events, N elements (padded), C classes.
+Shape letters: T elements of all events of a batch, C classes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Candidates(Particles):
 
 @dataclass(frozen=True)
 class Momentum:
-    """Four-momentum per element, GeV, shape (B, N); energy >= |p| by construction."""
+    """Four-momentum per element, GeV, shape (T,); energy >= |p| by construction."""
 
     pt: Tensor
     eta: Tensor
@@ -74,32 +74,32 @@ class Momentum:
 
 def momentum(outputs: MlpfOutputs, batch: Batch) -> Momentum:
     """The predicted four-momentum of each element."""
-    pt = element_pt(batch) * outputs.log_pt_BN.exp()
-    eta = (batch.features_BNF[..., 1] + outputs.eta_BN).clamp(-_MAX_ETA, _MAX_ETA)
+    pt = element_pt(batch) * outputs.log_pt_T.exp()
+    eta = (batch.features_TF[:, 1] + outputs.eta_T).clamp(-_MAX_ETA, _MAX_ETA)
     p = pt * torch.cosh(eta)
-    return Momentum(pt, eta, outputs.phi_BN2[..., 0], outputs.phi_BN2[..., 1], torch.hypot(p, outputs.mass_BN))
+    return Momentum(pt, eta, outputs.phi_T2[:, 0], outputs.phi_T2[:, 1], torch.hypot(p, outputs.mass_T))
 
 
 def element_pt(batch: Batch) -> Tensor:
-    """Transverse momentum of a track, transverse energy of a cluster, GeV, (B, N); not below a cut-off."""
-    return batch.features_BNF[..., 0].clamp_min(_MIN_MOMENTUM)
+    """Transverse momentum of a track, transverse energy of a cluster, GeV, (T,); not below a cut-off."""
+    return batch.features_TF[:, 0].clamp_min(_MIN_MOMENTUM)
 
 
 def loss_terms(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> dict[str, Tensor]:
-    """Sum over the batch's real elements of each weighted loss term (LOSS_TERMS); divide by a number of elements for the mean.
+    """Sum over the batch's elements of each weighted loss term (LOSS_TERMS); divide by a number of elements for the mean.
 
     Sums, not means: the parts of a global batch may then be spread over any number of workers.
     """
-    targets, mask = batch.targets, batch.mask_BN
+    targets = batch.targets
     target_class = targets["class"].long()
-    is_particle = mask & (target_class > 0)
-    presence = nnf.binary_cross_entropy_with_logits(outputs.presence_BN, is_particle.float(), reduction="none")
+    is_particle = target_class > 0
+    presence = nnf.binary_cross_entropy_with_logits(outputs.presence_T, is_particle.float(), reduction="none")
 
-    log_p = nnf.log_softmax(outputs.class_BNC, -1).gather(-1, (target_class - 1).clamp_min(0)[..., None])[..., 0]
+    log_p = nnf.log_softmax(outputs.class_TC, -1).gather(-1, (target_class - 1).clamp_min(0)[..., None])[..., 0]
     focal = -((1 - log_p.exp()) ** config.focal_gamma) * log_p
     # A charged particle without its track is a neutral class; what is asked for is the candidate's charge.
     target_charge = torch.where(torch.isin(target_class, _NEUTRAL_CLASSES.to(target_class.device)), 0.0, targets["charge"].sign())
-    charge = nnf.cross_entropy(outputs.charge_BN3.transpose(1, 2), (target_charge + 1).long(), reduction="none")
+    charge = nnf.cross_entropy(outputs.charge_T3, (target_charge + 1).long(), reduction="none")
 
     predicted = momentum(outputs, batch)
     weight = targets["pt"].clamp(_MIN_MOMENTUM, 1e4).sqrt()
@@ -109,35 +109,36 @@ def loss_terms(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig)
     phi = _huber((predicted.sin_phi - targets["sin_phi"]) / _ANGLE_SCALE) + _huber((predicted.cos_phi - targets["cos_phi"]) / _ANGLE_SCALE)
 
     per_element = {
-        "presence": (config.presence_weight * presence, mask),
-        "class": (config.class_weight * focal, is_particle),
-        "charge": (config.charge_weight * charge, is_particle),
-        "pt": (config.pt_weight * pt, is_particle),
-        "energy": (config.energy_weight * energy, is_particle),
-        "eta": (config.eta_weight * eta, is_particle),
-        "phi": (config.phi_weight * phi, is_particle),
+        "class": config.class_weight * focal,
+        "charge": config.charge_weight * charge,
+        "pt": config.pt_weight * pt,
+        "energy": config.energy_weight * energy,
+        "eta": config.eta_weight * eta,
+        "phi": config.phi_weight * phi,
     }
-    return {name: torch.where(where, values, values.new_zeros(())).sum() for name, (values, where) in per_element.items()}
+    of_particles = {name: torch.where(is_particle, values, values.new_zeros(())).sum() for name, values in per_element.items()}
+    return {"presence": (config.presence_weight * presence).sum(), **of_particles}
 
 
 def predict(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> Candidates:
     """The candidates of a batch: elements whose presence probability passes the threshold; `event` is the row of the source events."""
-    probability = outputs.presence_BN.sigmoid()
-    scores = torch.cat([1 - probability[..., None], probability[..., None] * outputs.class_BNC.softmax(-1)], -1)
-    kept = batch.mask_BN & (probability > config.threshold)
-    row, element = kept.nonzero(as_tuple=True)
+    probability = outputs.presence_T.sigmoid()
+    scores = torch.cat([1 - probability[:, None], probability[:, None] * outputs.class_TC.softmax(-1)], -1)
+    kept = probability > config.threshold
     four = momentum(outputs, batch)
     pt, eta = four.pt[kept], four.eta[kept]
-    pdg = CLASS_PDG[1:][outputs.class_BNC[kept].argmax(-1).numpy(force=True)]
-    charge = outputs.charge_BN3[kept].argmax(-1).numpy(force=True).astype(np.int8) - 1
+    pdg = CLASS_PDG[1:][outputs.class_TC[kept].argmax(-1).numpy(force=True)]
+    charge = outputs.charge_T3[kept].argmax(-1).numpy(force=True).astype(np.int8) - 1
     is_neutral = np.isin(pdg, _NEUTRAL)
     # A charged class needs a sign: the more likely of the two.
-    sign = np.where((outputs.charge_BN3[kept][:, 2] >= outputs.charge_BN3[kept][:, 0]).numpy(force=True), 1, -1).astype(np.int8)
+    sign = np.where((outputs.charge_T3[kept][:, 2] >= outputs.charge_T3[kept][:, 0]).numpy(force=True), 1, -1).astype(np.int8)
     charge = np.where(is_neutral, 0, np.where(charge == 0, sign, charge)).astype(np.int8)
+    lengths, positions = np.asarray(batch.lengths, np.int64), kept.nonzero()[:, 0].numpy(force=True)
+    event = np.repeat(np.arange(batch.num_events), lengths)[positions]
     return Candidates(
-        event=batch.rows_B[row].numpy(force=True),
-        element_index=element.numpy(force=True),
-        is_track=batch.is_track_BN[kept].numpy(force=True),
+        event=batch.rows[event],
+        element_index=positions - (np.cumsum(lengths) - lengths)[event],
+        is_track=batch.is_track_T[kept].numpy(force=True),
         pdg=_signed_pdg(pdg, charge),
         charge=charge,
         px=(pt * four.cos_phi[kept]).numpy(force=True),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from pfscale.config import Config, RunConfig, runtime
-from pfscale.tasks.reconstruction import ReconstructionConfig
+from pfscale.models.mlpf import MlpfConfig
+from pfscale.tasks.reconstruction import LOSS_TERMS, ReconstructionConfig
 
 
 class DataConfig(Config):
@@ -16,7 +17,12 @@ class DataConfig(Config):
     shards: str = runtime("shards", description="folder of event shards (pfscale ingest)")
     num_events: int | None = Field(None, ge=1, description="training events: those of lowest hash; empty: all")
     num_validation_events: int | None = Field(500, ge=1, description="validation events: those of lowest hash; empty: all")
-    tokens_per_step: int = Field(8192, ge=64, description="elements per optimizer step, padding included, over all workers")
+    tokens_per_step: int = Field(8192, ge=64, description="elements per optimizer step at most, over all workers")
+    tokens_per_pass: int | None = runtime(
+        None,
+        ge=64,
+        description="elements that a worker takes at once; it accumulates gradients where its part of a step has more; empty: all",
+    )
     window_events: int = Field(20_000, ge=1, description="events that are read at once and shuffled among each other")
 
 
@@ -24,12 +30,15 @@ class OptimisationConfig(Config):
     """AdamW with linear warm-up and cosine decay over the run's own steps."""
 
     num_steps: int = Field(300, ge=1, description="optimizer steps")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; empty: the one found for the model's width")
     final_fraction: float = Field(0.02, ge=0, le=1, description="learning rate at the end, as a fraction of the peak")
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises to its peak")
     weight_decay: float = Field(0.01, ge=0, description="decoupled decay of matrices; norms and biases have none")
+    beta2: float = Field(0.95, gt=0, lt=1, description="decay of the running mean of squared gradients")
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of a running mean of the weights, which is then evaluated; 0: none")
     evaluate_every: int = Field(100, ge=1, description="steps between two evaluations; the best of them is the model")
+    best_by: Literal["loss", *LOSS_TERMS] = Field("loss", description="validation loss, or term of it, that tells the best evaluation")  # type: ignore[valid-type]
 
 
 class TorchEngineConfig(Config):
@@ -47,6 +56,8 @@ OWNED_OPTIONS = {
     "scheduler",
     "fp16",
     "bf16",
+    "torch_autocast",
+    "activation_checkpointing",
 }
 
 
@@ -63,11 +74,19 @@ class DeepSpeedEngineConfig(Config):
         if "stage" in self.options.get("zero_optimization", {}):
             taken.add("zero_optimization.stage")
         if taken:
-            raise ValueError(f"{', '.join(sorted(taken))}: set by pfscale from engine.zero_stage, optimisation and data")
+            raise ValueError(f"{', '.join(sorted(taken))}: set by pfscale from engine.zero_stage, precision, optimisation and data")
         return self
 
 
+AnyTrainingConfig = TypeVar("AnyTrainingConfig", bound="TrainingConfig")
 EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
+
+
+class GuardConfig(Config):
+    """When a training stops itself, besides a loss or gradient that is not finite."""
+
+    spike_factor: float = Field(10.0, ge=0, description="a step's loss above this times the median of the last `window` steps; 0: never")
+    window: int = Field(50, ge=5, description="steps that a loss is compared with; no step is a spike before there are as many")
 
 
 class TrainingConfig(Config):
@@ -78,7 +97,35 @@ class TrainingConfig(Config):
     task: ReconstructionConfig = ReconstructionConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
     engine: EngineConfig = DeepSpeedEngineConfig()
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="what the attention blocks compute in (weights, embedding, heads and losses are fp32); auto: bf16 with run.use_gpu",
+    )
+    recompute_activations: bool = runtime(False, description="activation checkpointing: less memory, a third more time, the same result")
+    guard: GuardConfig = runtime(GuardConfig(), description="when a training stops itself")
     checkpoint_every: int = runtime(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = runtime(2, ge=1, description="checkpoints kept, newest first")
     register_as: str = runtime("auto", description="name in the model registry; auto: mlpf-<detector>; empty: not registered")
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _averages_need_whole_weights(self) -> TrainingConfig:
+        if self.optimisation.ema_decay and isinstance(self.engine, DeepSpeedEngineConfig) and self.engine.zero_stage == 3:
+            raise ValueError("optimisation.ema_decay needs whole weights on every worker, which zero_stage 3 does not keep: use 2 at most")
+        return self
+
+
+def resolved(config: AnyTrainingConfig, model: MlpfConfig) -> AnyTrainingConfig:
+    """The config with what it leaves open filled in: precision by hardware, learning rate by the model's width.
+
+    Done before the fingerprint, so that a run's name says what was computed, not what was asked for.
+    """
+    precision = config.precision if config.precision != "auto" else ("bf16" if config.run.use_gpu else "fp32")
+    rate = config.optimisation.learning_rate or default_learning_rate(model.width)
+    optimisation = config.optimisation.model_copy(update={"learning_rate": rate})
+    return config.model_copy(update={"precision": precision, "optimisation": optimisation})
+
+
+def default_learning_rate(width: int) -> float:
+    """Peak learning rate for a model of this width: 2e-3 up to width 64, falling with its square root."""
+    return float(f"{2e-3 * min(1.0, 64 / width) ** 0.5:.3g}")

@@ -14,11 +14,11 @@ from pfscale.shards.dataset import load_index
 from pfscale.shards.manifest import load_manifest
 from pfscale.tracking.registry import weights_digest
 from pfscale.tracking.runs import Tracker, connect
-from pfscale.training.config import TrainingConfig
+from pfscale.training.config import TrainingConfig, resolved
 from pfscale.training.engine import TorchEngine
 from pfscale.training.launch import TRAINING_VERSION, Launch, ended, evaluate_on_validation, loggable, run_training
 from pfscale.training.lookup import locate_model, mismatches
-from pfscale.training.loop import evaluate_loss, validation_events
+from pfscale.training.loop import Validation, evaluate_loss, validation_events
 from pfscale.training.module import TaskModule
 from pfscale.training.run import Run
 from pfscale.training.session import Alone
@@ -45,6 +45,7 @@ def finetune(config: FinetuneConfig) -> Run:
     tracker = connect(config.run.tracking_uri, config.run.experiment)
     folder, address = locate_model(config.backbone, tracking_uri=tracker.uri)
     bundle = load_bundle(folder)
+    config = resolved(config, bundle.model.config)
     is_scratch = config.mode == "scratch"
     # `@candidate`, and even a version or a folder, may mean other weights tomorrow: the run depends on the weights themselves.
     parent = fingerprint(bundle.model.config) if is_scratch else weights_digest(folder)
@@ -73,7 +74,7 @@ def _zero_shot(launch: Launch, tracker: Tracker, bundle: Bundle) -> Run:
     with ended(logger):
         logger.log_config(dump_yaml(loggable(config)))
         engine = TorchEngine(TaskModule(bundle.model, config.task, trainable="all"), config.optimisation)
-        losses = evaluate_loss(engine, index, members, Alone(), tokens=config.data.tokens_per_step)
+        losses = evaluate_loss(engine, Validation(index, members), Alone())
         as_asked = replace(bundle, card={**bundle.card, "task": config.task.model_dump(mode="json")})
         evaluation = evaluate_on_validation(as_asked, index)
         metrics = {"validation_loss": losses["loss"], **{k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}}

@@ -1,4 +1,4 @@
-"""Running a trained model over events, in batches of similar length."""
+"""Running a trained model over events, in batches under a token budget."""
 
 from __future__ import annotations
 
@@ -32,21 +32,17 @@ class Prediction:
 
 def run_model(model: Mlpf, events: RaggedEvents, task: ReconstructionConfig, *, with_latents: bool = False) -> Prediction:
     """The model's candidates (and latents) for every event; an event's result does not depend on the others."""
-    order = np.argsort(events.lengths, kind="stable")
     parts: list[Candidates] = []
     latents = np.zeros((len(events.is_track), model.config.width), np.float32) if with_latents else None
     model.eval()
     with torch.no_grad():
-        for run in cut_by_tokens(events.lengths[order], INFERENCE_TOKENS):
-            rows = order[run]
+        for rows in cut_by_tokens(events.lengths, INFERENCE_TOKENS):
             batch = collate(events, rows)
-            outputs = model(batch.features_BNF, batch.is_track_BN, batch.mask_BN)
+            outputs = model(batch)
             parts.append(predict(outputs, batch, task))
             if latents is not None:
-                source = events.offsets[rows][:, None] + np.arange(batch.mask_BN.shape[1])
-                mask = batch.mask_BN.numpy()
-                latents[source[mask]] = outputs.latents_BNW.numpy()[mask]
-    return Prediction(_in_order(parts), latents)
+                latents[events.offsets[rows[0]] : events.offsets[rows[-1] + 1]] = outputs.latents_TW.numpy()
+    return Prediction(_joined(parts), latents)
 
 
 def event_chunks(
@@ -66,11 +62,11 @@ def event_chunks(
             progress(events.num_events)
 
 
-def _in_order(parts: list[Candidates]) -> Candidates:
-    """All parts as one, sorted by event and element."""
-    joined = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Candidates)} if parts else _no_candidates()
-    order = np.lexsort((joined["element_index"], joined["event"]))
-    return Candidates(**{name: values[order] for name, values in joined.items()})
+def _joined(parts: list[Candidates]) -> Candidates:
+    """All parts as one; they are sorted by event and element."""
+    if not parts:
+        return Candidates(**_no_candidates())
+    return Candidates(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Candidates)})
 
 
 def _no_candidates() -> dict[str, NDArray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import Config, RunConfig, dump_yaml
-from pfscale.errors import ModelNotFoundError, TrackingError
+from pfscale.errors import ModelNotFoundError, StoppedError, TrackingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import ray_cluster, require_resources
@@ -26,17 +25,19 @@ from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
 from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.tracking.store import shown
+from pfscale.training.checkpoint import BEST, LoopState, read_state
 from pfscale.training.config import TrainingConfig
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
-from pfscale.training.loop import BEST, STATE, LoopInputs, run_loop, validation_events
+from pfscale.training.loop import LoopInputs, model_weights, run_loop, validation_events
 from pfscale.training.progress import told
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
-from pfscale.training.storage import claimed, read_finished, require_same_workers, storage_folder, write_finished
+from pfscale.training.stopping import stop_on_sigterm
+from pfscale.training.storage import claimed, read_finished, storage_folder, write_finished
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 _log = logging.getLogger(__name__)
-TRAINING_VERSION = "1"  # to be raised when the same config and data give other weights: old runs then count as other runs
+TRAINING_VERSION = "2"  # to be raised when the same config and data give other weights: old runs then count as other runs
 _PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
 
 
@@ -79,7 +80,6 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
         finished = read_finished(folder, tracker, launch.fingerprint)
         if finished is not None:
             return _registered_as_asked(launch, tracker, finished)
-        require_same_workers(folder, config.run.num_workers)
         return _train(launch, tracker, index, folder)
 
 
@@ -107,19 +107,21 @@ def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) ->
         )
         _log.info("%s: %d steps; watch it with: %s", launch.name, config.optimisation.num_steps, logger.link)
         with told(folder, num_steps=config.optimisation.num_steps), _trained(inputs, folder) as checkpoint:
-            state = json.loads((checkpoint / STATE).read_text())
+            state = read_state(checkpoint)
+            if state.step < config.optimisation.num_steps:
+                hint = "the same command goes on from there"
+                raise StoppedError(f"stopped as asked, with a checkpoint at step {state.step}", where=launch.name, hint=hint)
             weights = safetensors.torch.load_file(checkpoint / BEST)
         bundle = folder / "model"
-        card = _card(launch, index, state)
-        save_bundle(bundle, launch.model, {k.removeprefix("model."): v for k, v in weights.items()}, card)
+        save_bundle(bundle, launch.model, model_weights(weights), _card(launch, index, state))
         return _finish(launch, tracker, logger, index, bundle, state)
 
 
-def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventIndex, bundle_folder: Path, state: dict[str, Any]) -> Run:
+def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventIndex, bundle_folder: Path, state: LoopState) -> Run:
     """The run with its physics figures logged and its model registered."""
-    history = state["history"]
+    history = state.history
     bundle = load_bundle(bundle_folder)
-    metrics = {"validation_loss": state["best_loss"], "best_step": float(state["best_step"])}
+    metrics = {"validation_loss": state.best_loss, "best_step": float(state.best_step)}
     metrics["num_train_events"] = float(bundle.card["num_train_events"])
     evaluation = evaluate_on_validation(bundle, index)
     metrics |= evaluation.metrics
@@ -127,7 +129,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
         logger.log_figure(figure, f"figures/{name}")
     logger.log_figure(figures.learning_curves(history)[0], "figures/learning_curves.png")
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
-    logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=int(state["step"]))
+    logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=state.step)
     card = {**bundle.card, "metrics": finite}
     save_bundle(bundle_folder, launch.model, bundle.model.state_dict(), card)
     notes = list(launch.notes)
@@ -161,12 +163,12 @@ def loggable(config: AnyConfig) -> AnyConfig:
 
 @contextmanager
 def ended(logger: RunLogger) -> Iterator[None]:
-    """Ends the MLflow run, whatever happens: FINISHED, KILLED on Ctrl-C, FAILED otherwise."""
+    """Ends the MLflow run, whatever happens: FINISHED, KILLED on Ctrl-C and SIGTERM, FAILED otherwise."""
     try:
         yield
     except BaseException as error:
         try:
-            logger.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            logger.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
         except TrackingError as lost:  # must not hide what went wrong
             warnings.warn(str(lost), RuntimeWarning, stacklevel=2)
         raise
@@ -178,8 +180,9 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
     """The folder of the last checkpoint of the finished training."""
     run = inputs.config.run
     if run.num_workers == 0:
-        session = LocalSession(folder / "checkpoints", keep=inputs.config.keep_checkpoints)
-        run_loop(inputs, session)
+        session = LocalSession(folder, keep=inputs.config.keep_checkpoints)
+        with stop_on_sigterm(folder):
+            run_loop(inputs, session)
         with session.latest() as checkpoint:
             assert checkpoint is not None
             yield checkpoint
@@ -209,7 +212,8 @@ def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
             ),
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
         )
-        result = trainer.fit()
+        with stop_on_sigterm(folder):
+            result = trainer.fit()
         with result.checkpoint.as_directory() as checkpoint:
             yield Path(checkpoint)
 
@@ -221,7 +225,7 @@ def _worker(config: dict[str, Any]) -> None:
     inputs: LoopInputs = config["inputs"]
     run = inputs.config.run
     torch.set_num_threads(run.threads_per_worker or max(1, int(run.cpus_per_worker)))
-    run_loop(inputs, RaySession())
+    run_loop(inputs, RaySession(inputs.folder))
 
 
 def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes: list[str]) -> ModelVersion | None:
@@ -250,7 +254,7 @@ def _registered_as_asked(launch: Launch, tracker: Tracker, finished: Run) -> Run
     return replace(finished, model=version or finished.model, notes=tuple(notes))
 
 
-def _card(launch: Launch, index: EventIndex, state: dict[str, Any]) -> dict[str, Any]:
+def _card(launch: Launch, index: EventIndex, state: LoopState) -> dict[str, Any]:
     """What the model is: everything that an analyst needs beside the weights."""
     manifest = index.manifest
     return {
@@ -263,7 +267,8 @@ def _card(launch: Launch, index: EventIndex, state: dict[str, Any]) -> dict[str,
         "fingerprint": launch.fingerprint,
         "verb": launch.verb,
         "task": launch.config.task.model_dump(mode="json"),
-        "best_step": state["best_step"],
+        "best_step": state.best_step,
+        "elements_seen": state.elements,
         "num_train_events": launch.config.data.num_events or len(select_events(index, "train")),
         "pfscale": __version__,
     }

@@ -1,45 +1,42 @@
 """The training loop, as every worker runs it.
 
-Batches are planned globally: a step has the same events whatever the number of workers, and worker r takes every `world_size`-th of them.
-All state is the engine's, plus a step count and the best weights so far: plans, learning rate and random numbers follow from the step.
+All state is the engine's, plus what `LoopState` holds: plans, learning rate and random numbers follow from the step count.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pfscale.errors import TrainingError
-from pfscale.models.batch import Batch, collate
-from pfscale.models.bundle import load_bundle
+from pfscale.models.batch import collate
+from pfscale.models.bundle import load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
-from pfscale.shards.dataset import EventIndex, Window, cut_by_tokens, load_index, plan_epoch, read_events, select_events
-from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents
+from pfscale.shards.dataset import EventIndex, cut_by_tokens, load_index, read_events, select_events
+from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import RunLogger, Tracker
+from pfscale.training.batches import LEARNING_COLUMNS, Step, training_steps, worker_passes
+from pfscale.training.checkpoint import LoopState, Restored, loop_start, write_checkpoint
 from pfscale.training.config import TrainingConfig
-from pfscale.training.engine import Engine, learning_rate, make_engine
+from pfscale.training.engine import Engine, Weights, learning_rate, swapped
+from pfscale.training.guard import Guard, explained_memory
+from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, Meter
 from pfscale.training.module import TaskModule
 from pfscale.training.progress import write_progress
 from pfscale.training.session import Session, World
 
-BEST, STATE = "best.safetensors", "state.json"
 _NORMALISATION_EVENTS = 2000
+_EVALUATION_TOKENS = 8192  # per pass
 
 
 @dataclass(frozen=True)
@@ -62,158 +59,221 @@ class LoopInputs:
     trainable: str = "all"
 
 
-@dataclass
-class LoopState:
-    """What a checkpoint holds beside the engine's state; `recent`: what was not logged yet."""
-
-    step: int = 0
-    best_loss: float = math.inf
-    best_step: int = -1
-    elements: int = 0
-    seconds: float = 0.0
-    recent: dict[str, Any] = field(default_factory=dict)
-    history: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: {"train": [], "validation": []})
-
-
 def run_loop(inputs: LoopInputs, session: Session) -> None:
-    """Trains to the config's last step, resuming from the session's last checkpoint.
+    """Trains to the config's last step, or until it is asked to stop, resuming from the session's last checkpoint.
 
     Raises:
-        TrainingError: a loss that is not finite; names the events of the batch.
+        TrainingError: a loss or gradient that is not finite, or a loss that jumps; names the events of the batch.
+        ResourceError: a step that does not fit into memory.
         ShardError, NotEnoughDataError: as the readers.
     """
     config = inputs.config
     index = load_index(config.data.shards)
     train = select_events(index, "train", config.data.num_events)
-    validation = validation_events(index, config.data.num_validation_events)
+    validation = Validation(index, validation_events(index, config.data.num_validation_events))
     torch.manual_seed(config.seed)
     module = TaskModule(_build_model(inputs, index, train), config.task, trainable=inputs.trainable)
-    engine = make_engine(config.engine, module, config.optimisation, session.device)
-    state, best = LoopState(), engine.weights()
-    logger = inputs.tracker.attach(inputs.run_id) if session.rank == 0 else None
-    with session.latest() as folder:
-        if folder is not None:
-            engine.load(folder)
-            state = LoopState(**json.loads((folder / STATE).read_text()))
-            best = safetensors.torch.load_file(folder / BEST)
-            if logger is not None:
-                logger.set_tags({"pfscale.resumed_from_step": str(state.step)})
-    with _flushed(logger):
-        _train(inputs, session, engine, state, best, index=index, train=train, validation=validation, logger=logger)
+    module.model.encoder.recomputes = config.recompute_activations
+    module.model.encoder.block_dtype = torch.bfloat16 if config.precision == "bf16" else None
+    with ExitStack() as stack:
+        logger = stack.enter_context(_flushed(inputs.tracker.attach(inputs.run_id))) if session.rank == 0 else None
+        restored = loop_start(config, module, session)
+        if logger is not None and restored.state.step:
+            logger.set_tags({"pfscale.resumed_from_step": str(restored.state.step)})
+        _Training(inputs, session, module, restored, index, train, validation, logger).run()
 
 
-def _train(
-    inputs: LoopInputs,
-    session: Session,
-    engine: Engine,
-    state: LoopState,
-    best: dict[str, Tensor],
-    *,
-    index: EventIndex,
-    train: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    logger: RunLogger | None,
-) -> None:
-    config, last = inputs.config, inputs.config.optimisation.num_steps
-    recent = _Recent(state.recent, session)
-    committed = resumed_from = state.step
-    for rows, events in _steps(index, train, config, start=state.step):
-        if state.step >= last:
-            break
-        begin = time.perf_counter()
-        torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + session.rank)
-        num_elements = int(events.lengths[rows].sum())
-        batch = worker_part(events, rows, session).to(session.device)
-        rate = learning_rate(config.optimisation, state.step)
-        terms, norm = engine.step(batch, num_elements=max(num_elements, 1), learning_rate=rate)
-        _check_finite(terms, norm, events.uid[rows], step=state.step)
-        state.step += 1
-        state.elements += num_elements
-        state.seconds += time.perf_counter() - begin
-        recent.add(terms, num_elements, norm)
-        if state.step % config.run.log_every == 0 or state.step == last:
-            means = recent.means()
-            if logger is not None:
-                speed = {"learning_rate": rate, "elements_per_second": state.elements / max(state.seconds, 1e-9)}
-                logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **speed}, step=state.step)
-            state.history["train"].append((state.step, means["loss"]))
-            if session.rank == 0:
-                _report_progress(inputs.folder, state, resumed_from)
-        if state.step % config.optimisation.evaluate_every == 0 or state.step == last:
-            losses = evaluate_loss(engine, index, validation, session, tokens=config.data.tokens_per_step)
+class _Training:
+    """A training under way; one per worker. Everything that a checkpoint must hold is in `state`, `best`, `averaged` and the engine."""
+
+    def __init__(
+        self,
+        inputs: LoopInputs,
+        session: Session,
+        module: TaskModule,
+        restored: Restored,
+        index: EventIndex,
+        train: NDArray[np.int64],
+        validation: Validation,
+        logger: RunLogger | None,
+    ) -> None:
+        self.inputs, self.config, self.session, self.logger = inputs, inputs.config, session, logger
+        self.index, self.train, self.validation = index, train, validation
+        self.engine, self.state = restored.engine, restored.state
+        self.best, self.averaged = restored.best, restored.averaged
+        self.recent = _Recent(self.state, session)
+        self.meter = Meter(module.model, session, precision=self.config.precision)
+        self.guard = Guard(self.config, inputs.folder, self.state.losses, save_model=self._save_model, is_first=session.rank == 0)
+        self.committed = self.resumed_from = self.state.step
+
+    def run(self) -> None:
+        config, last = self.config, self.config.optimisation.num_steps
+        steps = training_steps(self.index, self.train, config.data, self.session, seed=config.seed, start=self.state.step)
+        is_stopping = False
+        while self.state.step < last and not is_stopping:
+            with self.meter.time(DATA):
+                step = next(steps)
+            with self.meter.time(WORK), explained_memory(step):
+                is_stopping = self._step(step)
+            self.meter.count(step.lengths.tolist())
+            if self.state.step % config.run.log_every == 0 or self.state.step == last:
+                with self.meter.time(LOGGING):
+                    self._log()
+            if self.state.step % config.optimisation.evaluate_every == 0 or self.state.step == last:
+                with self.meter.time(EVALUATION):
+                    self._evaluate()
+            if self.state.step - self.committed >= config.checkpoint_every or self.state.step == last or is_stopping:
+                with self.meter.time(CHECKPOINT):
+                    self._commit()
+        with self.meter.time(CHECKPOINT):
+            self.session.finish()
+        steps.close()  # type: ignore[attr-defined]
+
+    def _step(self, step: Step) -> bool:
+        """One optimizer step; whether the run was asked to stop after it (agreed on by all workers)."""
+        number = self.state.step
+        torch.manual_seed((self.config.seed * 1_000_003 + number) * 4096 + self.session.rank)
+        num_elements = max(step.num_elements, 1)
+        terms = torch.zeros(len(LOSS_TERMS), device=self.session.device)
+        for i, batch in enumerate(step.passes):
+            is_last = i == len(step.passes) - 1
+            terms += self.engine.accumulate(batch.to(self.session.device), num_elements=num_elements, is_last=is_last)
+        agreed = torch.tensor([*terms.tolist(), float(self.session.is_asked_to_stop())], dtype=torch.float64)
+        sum_over_workers(agreed, self.session)
+        means = dict(zip(LOSS_TERMS, (agreed[:-1] / num_elements).tolist(), strict=True))
+        self.guard.check_loss(number, step, means)
+        rate = learning_rate(self.config.optimisation, number)
+        norm = self.engine.apply(learning_rate=rate)
+        self.guard.check_norm(number, step, norm)
+        if self.averaged is not None:
+            update_average(self.averaged, self.engine, self.config.optimisation.ema_decay, step=number)
+        self.state.step += 1
+        self.state.elements += step.num_elements
+        self.state.events += len(step.lengths)
+        self.recent.add(agreed[:-1], step.num_elements, norm)
+        return bool(agreed[-1])
+
+    def _log(self) -> None:
+        means = self.recent.means()
+        self.state.history["train"].append((self.state.step, means["loss"]))
+        if self.logger is None:
+            return
+        done = {"epoch": self.state.events / len(self.train), "learning_rate": learning_rate(self.config.optimisation, self.state.step - 1)}
+        self.logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **done, **self.meter.metrics()}, step=self.state.step)
+        validation = self.state.history["validation"]
+        write_progress(
+            self.inputs.folder,
+            step=self.state.step,
+            resumed_from=self.resumed_from,
+            loss=means["loss"],
+            validation_loss=validation[-1][1] if validation else None,
+            elements_per_second=self.meter.metrics()["elements_per_second"],
+        )
+
+    def _evaluate(self) -> None:
+        with ExitStack() as stack:
+            if self.averaged is not None:
+                stack.enter_context(swapped(self.engine, self.averaged))
+            losses = evaluate_loss(self.engine, self.validation, self.session)
             if not math.isfinite(losses["loss"]):
-                raise TrainingError(f"the validation loss is not finite at step {state.step}", hint="lower optimisation.learning_rate")
-            state.history["validation"].append((state.step, losses["loss"]))
-            if logger is not None:
-                logger.log_metrics({f"validation_{k}": v for k, v in losses.items()}, step=state.step)
-            if losses["loss"] < state.best_loss:
-                state.best_loss, state.best_step, best = losses["loss"], state.step, engine.weights()
-        if state.step - committed >= config.checkpoint_every or state.step == last:
-            committed, state.recent = state.step, recent.save()
-            if logger is not None:  # what is logged before a checkpoint would not be logged again after it
-                logger.flush()
-            session.commit(partial(_write, engine=engine, state=state, best=best, rank=session.rank), _report(state))
+                hint = "lower optimisation.learning_rate"
+                raise TrainingError(f"the validation loss is not finite at step {self.state.step}", hint=hint)
+            self.state.history["validation"].append((self.state.step, losses["loss"]))
+            if self.logger is not None:
+                self.logger.log_metrics({f"validation_{k}": v for k, v in losses.items()}, step=self.state.step)
+            score = losses[self.config.optimisation.best_by]
+            if score < self.state.best_score:
+                self.state.best_score, self.state.best_loss, self.state.best_step = score, losses["loss"], self.state.step
+                self.best = self.engine.weights()
+
+    def _commit(self) -> None:
+        self.committed = self.state.step
+        self.recent.save(self.state)
+        self.state.losses = list(self.guard.recent)
+        if self.logger is not None:  # what is logged before a checkpoint would not be logged again after it
+            self.logger.flush()
+        report = {"step": self.state.step, "best_loss": self.state.best_loss, "best_step": self.state.best_step}
+        with self.session.commit(report) as folder:
+            write_checkpoint(folder, self.engine, self.state, self.best, self.averaged, rank=self.session.rank)
+
+    def _save_model(self, folder: Path) -> None:
+        weights = self.engine.weights()
+        if self.session.rank == 0:
+            save_bundle(folder, self.inputs.model, model_weights(weights), {"kind": "mlpf", "step": self.state.step})
 
 
-def worker_part(events: RaggedEvents, rows: NDArray[np.int64], world: World) -> Batch:
-    """This worker's share of a step: every world_size-th event by length, so that all workers get as much to do.
+class Validation:
+    """Validation events, read once where they are few enough to keep."""
 
-    A worker without an event gets one whose elements do not count, so that it can take part in the collectives.
-    """
-    by_length = rows[np.argsort(events.lengths[rows], kind="stable")]
-    mine = by_length[world.rank :: world.world_size]
-    if len(mine):
-        return collate(events, mine)
-    batch = collate(events, by_length[:1])
-    return Batch(batch.features_BNF, batch.is_track_BN, torch.zeros_like(batch.mask_BN), batch.targets, batch.rows_B)
+    CHUNK, KEPT = 4096, 20_000
+
+    def __init__(self, index: EventIndex, members: NDArray[np.int64]) -> None:
+        self.index, self.members = index, np.sort(members)
+        self.kept: list[RaggedEvents] | None = None
+
+    def __iter__(self) -> Iterator[RaggedEvents]:
+        if self.kept is None and len(self.members) <= self.KEPT:
+            self.kept = list(self._read())
+        yield from self._read() if self.kept is None else self.kept
+
+    def _read(self) -> Iterator[RaggedEvents]:
+        for first in range(0, len(self.members), self.CHUNK):
+            yield read_events(self.index, self.members[first : first + self.CHUNK], LEARNING_COLUMNS)
 
 
-def evaluate_loss(engine: Engine, index: EventIndex, members: NDArray[np.int64], world: World, *, tokens: int) -> dict[str, float]:
+def evaluate_loss(engine: Engine, validation: Validation, world: World) -> dict[str, float]:
     """Mean of each loss term per element over the given events, and their sum as `loss`; the same on all workers."""
     total = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64)
-    for events in _in_chunks(index, members):
-        order = np.argsort(events.lengths, kind="stable")
-        for run in cut_by_tokens(events.lengths[order], tokens):
-            batch = worker_part(events, order[run], world).to(world.device)
+    for events in validation:
+        for run in cut_by_tokens(events.lengths, _EVALUATION_TOKENS * world.world_size):
+            (rows,) = worker_passes(events.lengths, run, world, None)
+            batch = collate(events, rows).to(world.device)
             total[:-1] += engine.evaluate(batch).double().cpu()
             total[-1] += batch.num_elements
-    _sum_over_workers(total, world)
+    sum_over_workers(total, world)
     means = (total[:-1] / total[-1]).tolist()
     return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means)}
 
 
 class _Recent:
-    """Loss terms since the last point that was logged; `saved` are those of the checkpoint that the run resumed from."""
+    """Loss terms and gradient norms since the last point that was logged; the same on all workers."""
 
-    def __init__(self, saved: dict[str, Any], world: World) -> None:
+    def __init__(self, state: LoopState, world: World) -> None:
         self.world = world
-        self.terms = torch.zeros(len(LOSS_TERMS), dtype=torch.float64)
+        saved = state.recent
+        self.terms = torch.tensor(saved.get("terms", [0.0] * len(LOSS_TERMS)), dtype=torch.float64)
         self.num_elements = int(saved.get("num_elements", 0))
         self.norms: list[float] = list(saved.get("norms", []))
-        if saved and world.rank == 0:
-            self.terms += torch.tensor(saved["terms"], dtype=torch.float64)
 
     def add(self, terms: Tensor, num_elements: int, norm: float) -> None:
-        self.terms += terms.double().cpu()
+        self.terms += terms
         self.num_elements += num_elements
         self.norms.append(norm)
 
-    def save(self) -> dict[str, Any]:
-        """What a checkpoint keeps; moves all workers' sums to rank 0 (collective), which leaves their total as it was."""
-        _sum_over_workers(self.terms, self.world)
-        saved = {"terms": self.terms.tolist(), "num_elements": self.num_elements, "norms": self.norms}
-        if self.world.rank != 0:
-            self.terms.zero_()
-        return saved
+    def save(self, state: LoopState) -> None:
+        """Puts it into what a checkpoint holds."""
+        state.recent = {"terms": self.terms.tolist(), "num_elements": self.num_elements, "norms": self.norms}
 
     def means(self) -> dict[str, float]:
-        """Mean per element over all workers (collective), and starts anew."""
-        _sum_over_workers(self.terms, self.world)
+        """Mean per element, and starts anew."""
         means = (self.terms / max(self.num_elements, 1)).tolist()
         norm = float(np.mean(self.norms)) if self.norms else math.nan
-        self.terms.zero_()
+        self.terms = torch.zeros_like(self.terms)
         self.num_elements, self.norms = 0, []
         return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means), "gradient_norm": norm}
+
+
+def update_average(averaged: Weights, engine: Engine, decay: float, *, step: int) -> None:
+    """Moves the running mean of the weights one step on; young runs forget faster, so that the random start does not linger."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        named = dict(engine.module.named_parameters())
+        torch._foreach_lerp_([averaged[name] for name in named], [p.detach() for p in named.values()], 1 - decay)
+
+
+def model_weights(weights: Weights) -> Weights:
+    """The weights of the model alone, by the model's own names."""
+    return {name.removeprefix("model."): value for name, value in weights.items()}
 
 
 def _build_model(inputs: LoopInputs, index: EventIndex, train: NDArray[np.int64]) -> Mlpf:
@@ -236,94 +296,21 @@ def validation_events(index: EventIndex, num_events: int | None) -> NDArray[np.i
     return members if num_events is None else members[:num_events]
 
 
-def _steps(
-    index: EventIndex, train: NDArray[np.int64], config: TrainingConfig, *, start: int
-) -> Iterator[tuple[NDArray[np.int64], RaggedEvents]]:
-    """(rows, events) of every step from `start` on, epoch after epoch; the next window is read while this one is learned from."""
-    columns = (*INPUT_COLUMNS, *TARGET_COLUMNS)
-    with ThreadPoolExecutor(1) as pool:
-        ahead = None
-        for window, skip in _windows(index, train, config, start=start):
-            following = (pool.submit(read_events, index, window.events, columns), window, skip)
-            if ahead is not None:
-                yield from _rows_of(*ahead)
-            ahead = following
-
-
-def _rows_of(future: Any, window: Window, skip: int) -> Iterator[tuple[NDArray[np.int64], RaggedEvents]]:
-    events = future.result()
-    for rows in window.steps[skip:]:
-        yield rows, events
-
-
-def _windows(index: EventIndex, train: NDArray[np.int64], config: TrainingConfig, *, start: int) -> Iterator[tuple[Window, int]]:
-    """(window, steps of it to skip), for ever; whole windows before step `start` are left out."""
-    passed, epoch = 0, 0
-    while True:
-        plan = plan_epoch(
-            index,
-            train,
-            tokens_per_step=config.data.tokens_per_step,
-            window_events=config.data.window_events,
-            seed=config.seed,
-            epoch=epoch,
-        )
-        for window in plan:
-            if passed + len(window.steps) > start:
-                yield window, max(0, start - passed)
-            passed += len(window.steps)
-        epoch += 1
-
-
-def _in_chunks(index: EventIndex, members: NDArray[np.int64], *, size: int = 4096) -> Iterator[RaggedEvents]:
-    for first in range(0, len(members), size):
-        yield read_events(index, np.sort(members[first : first + size]), (*INPUT_COLUMNS, *TARGET_COLUMNS))
-
-
-def _check_finite(terms: Tensor, norm: float, uid: NDArray[np.uint64], *, step: int) -> None:
-    # DeepSpeed's ZeRO optimizers give -1 for a norm that is not finite.
-    if bool(torch.isfinite(terms).all()) and math.isfinite(norm) and norm >= 0:
+def sum_over_workers(values: Tensor, world: World) -> None:
+    """Replaces host values by their sum over all workers (collective)."""
+    if world.world_size == 1:
         return
-    named = {name: float(value) for name, value in zip(LOSS_TERMS, terms, strict=True)}
-    raise TrainingError(
-        f"loss or gradient is not finite at step {step}: {named}, gradient norm {norm}",
-        where=f"events {', '.join(f'{u:016x}' for u in uid[:8])}{' ...' if len(uid) > 8 else ''}",
-        hint="lower optimisation.learning_rate, or look at these events with pfscale inspect",
-    )
-
-
-def _sum_over_workers(values: Tensor, world: World) -> None:
-    if world.world_size > 1:
+    if world.device.type == "cpu":
         dist.all_reduce(values)
-
-
-def _report_progress(folder: Path, state: LoopState, resumed_from: int) -> None:
-    validation = state.history["validation"]
-    write_progress(
-        folder,
-        step=state.step,
-        resumed_from=resumed_from,
-        loss=state.history["train"][-1][1],
-        validation_loss=validation[-1][1] if validation else None,
-        elements_per_second=state.elements / max(state.seconds, 1e-9),
-    )
-
-
-def _report(state: LoopState) -> dict[str, float]:
-    return {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
-
-
-def _write(folder: Path, *, engine: Engine, state: LoopState, best: dict[str, Tensor], rank: int) -> None:
-    engine.save(folder)
-    if rank == 0:
-        safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in best.items()}, folder / BEST)
-        (folder / STATE).write_text(json.dumps(asdict(state)))
+    else:  # NCCL sums what is on the accelerator
+        there = values.to(world.device)
+        dist.all_reduce(there)
+        values.copy_(there)
 
 
 @contextmanager
-def _flushed(logger: RunLogger | None) -> Iterator[None]:
+def _flushed(logger: RunLogger) -> Iterator[RunLogger]:
     try:
-        yield
+        yield logger
     finally:
-        if logger is not None:
-            logger.flush()
+        logger.flush()

@@ -29,6 +29,5 @@ class TaskModule(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> Tensor:
-        outputs = self.model(batch.features_BNF, batch.is_track_BN, batch.mask_BN)
-        terms = loss_terms(outputs, batch, self.task)
+        terms = loss_terms(self.model(batch), batch, self.task)
         return torch.stack([terms[name] for name in LOSS_TERMS])

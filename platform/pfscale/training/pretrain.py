@@ -6,7 +6,7 @@ from pfscale.config import fingerprint
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.shards.manifest import load_manifest
 from pfscale.tracking.runs import connect
-from pfscale.training.config import TrainingConfig
+from pfscale.training.config import TrainingConfig, resolved
 from pfscale.training.launch import TRAINING_VERSION, Launch, run_training
 from pfscale.training.run import Run
 
@@ -25,6 +25,7 @@ def pretrain(config: PretrainConfig) -> Run:
     Raises:
         ShardError, NotEnoughDataError, ResourceError, TrackingError, TrainingError.
     """
+    config = resolved(config, config.model)
     manifest = load_manifest(config.data.shards)
     tracker = connect(config.run.tracking_uri, config.run.experiment)
     digest = fingerprint(config, data=manifest.hash, version=TRAINING_VERSION)

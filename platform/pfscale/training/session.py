@@ -1,24 +1,32 @@
 """Where a training loop runs: in a Ray Train worker, or alone in the calling process. The loop sees no difference.
 
-A checkpoint counts only when it is committed: Ray's own bookkeeping says so for workers, an atomic rename in the calling process.
+A checkpoint counts only when it is committed: Ray's own bookkeeping says so for workers, an atomic rename in the calling process. The loop
+waits for the state to be written to a local disk, not for it to be stored.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+STOP = "stop"  # a file of this name in a run's folder asks the training to commit a checkpoint and end
+_UPLOADS_AT_ONCE = 2
+
 
 class World(Protocol):
-    """Which of how many workers this is, and where its tensors live."""
+    """Which of how many workers this is, which of its node, and where its tensors live."""
 
     rank: int
+    local_rank: int
     world_size: int
     device: torch.device
 
@@ -30,8 +38,16 @@ class Session(World, Protocol):
         """The folder of the last committed checkpoint, or None."""
         ...
 
-    def commit(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        """Makes what `write` puts into the folder it is given the last checkpoint (collective)."""
+    def commit(self, metrics: Mapping[str, float]) -> AbstractContextManager[Path]:
+        """A folder; what is in it at the end becomes the last checkpoint, soon and in the background (collective)."""
+        ...
+
+    def finish(self) -> None:
+        """Waits until everything is committed."""
+        ...
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody wants the training to end after this step."""
         ...
 
 
@@ -39,6 +55,7 @@ class Alone:
     """The world of a measurement without training."""
 
     rank = 0
+    local_rank = 0
     world_size = 1
 
     def __init__(self) -> None:
@@ -46,49 +63,76 @@ class Alone:
 
 
 class LocalSession(Alone):
-    """Training in the calling process: one rank, checkpoints below `folder`."""
+    """Training in the calling process: one rank, checkpoints below `folder`/checkpoints.
+
+    Args:
+        folder: of the run.
+        keep: checkpoints kept, newest first.
+    """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         super().__init__()
-        self.folder = folder
-        self.keep = keep
+        self.run_folder, self.folder, self.keep = folder, folder / "checkpoints", keep
+        self.pool = ThreadPoolExecutor(1)
+        self.committing: Future[None] | None = None
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """The folder of the last committed checkpoint, or None."""
         committed = sorted(self.folder.glob("checkpoint_*"))
         yield committed[-1] if committed else None
 
-    def commit(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        """Calls `write` on a fresh folder and renames it into place; older checkpoints beyond `keep` are deleted."""
+    @contextmanager
+    def commit(self, metrics: Mapping[str, float]) -> Iterator[Path]:
+        self.finish()
         self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob(".draft_*"):
+            shutil.rmtree(stale)
         draft = Path(tempfile.mkdtemp(prefix=".draft_", dir=self.folder))
-        write(draft)
-        final = self.folder / f"checkpoint_{int(metrics['step']):09d}"
+        yield draft
+        self.committing = self.pool.submit(self._commit, draft, self.folder / f"checkpoint_{int(metrics['step']):09d}")
+
+    def _commit(self, draft: Path, final: Path) -> None:
+        """On the disk first, then under its name; older ones beyond `keep` are deleted."""
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         if final.exists():
             shutil.rmtree(final)
         draft.rename(final)
         for old in sorted(self.folder.glob("checkpoint_*"))[: -self.keep]:
             shutil.rmtree(old)
-        for stale in self.folder.glob(".draft_*"):
-            shutil.rmtree(stale)
+
+    def finish(self) -> None:
+        if self.committing is not None:
+            self.committing.result()
+            self.committing = None
+
+    def is_asked_to_stop(self) -> bool:
+        return (self.run_folder / STOP).exists()
 
 
 class RaySession:
-    """Training in a Ray Train worker."""
+    """Training in a Ray Train worker.
 
-    def __init__(self) -> None:
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
+        self.local_rank: int = context.get_local_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        self.run_folder = folder
+        self.uploading: list[Path] = []
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """The folder of the last checkpoint that Ray committed, or None."""
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
@@ -98,10 +142,26 @@ class RaySession:
         with checkpoint.as_directory() as folder:
             yield Path(folder)
 
-    def commit(self, write: Callable[[Path], None], metrics: dict[str, float]) -> None:
-        """Every rank writes its part into a folder of its own; Ray merges them and commits."""
+    @contextmanager
+    def commit(self, metrics: Mapping[str, float]) -> Iterator[Path]:
+        """Every rank's folder is its part; Ray merges and commits them in a thread, and deletes the folder."""
         import ray.train
 
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        while len(self.uploading) >= _UPLOADS_AT_ONCE:  # a storage that is slower than we write must not fill the disk
+            time.sleep(0.05)
+            self.uploading = [folder for folder in self.uploading if folder.exists()]
+        folder = Path(tempfile.mkdtemp(prefix="pfscale-checkpoint-"))
+        yield folder
+        ray.train.report(
+            dict(metrics),
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+        self.uploading.append(folder)
+
+    def finish(self) -> None:
+        """Nothing: Ray waits for its uploads when a worker returns."""
+
+    def is_asked_to_stop(self) -> bool:
+        return (self.run_folder / STOP).exists()

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfscale.config import RunConfig
-from pfscale.errors import ResourceError, TrainingError
+from pfscale.errors import ResourceError
 from pfscale.ray_cluster import is_job_copy
 from pfscale.tracking.registry import ModelVersion
 from pfscale.tracking.runs import Tracker
 from pfscale.training.run import Run
 
-RECORD, LOCK, WORKERS = "run.json", ".lock", "workers.json"
+RECORD, LOCK = "run.json", ".lock"
 
 
 def storage_folder(run: RunConfig) -> Path:
@@ -51,24 +51,6 @@ def claimed(folder: Path) -> Iterator[None]:
                 "this run is in progress in another process", where=str(folder), hint="wait for it, or end it first"
             ) from None
         yield
-
-
-def require_same_workers(folder: Path, num_workers: int) -> None:
-    """Notes with how many workers a run was started; a resumed run must have as many: ZeRO's checkpoints are cut to them.
-
-    Raises:
-        TrainingError: the run was started with another number.
-    """
-    record = folder / WORKERS
-    if record.is_file():
-        started = int(json.loads(record.read_text()))
-        if started != num_workers:
-            raise TrainingError(
-                f"this run was started with run.num_workers={started}, not {num_workers}",
-                where=str(folder),
-                hint=f"resume with run.num_workers={started}, or delete the folder to start afresh",
-            )
-    record.write_text(json.dumps(num_workers))
 
 
 def read_finished(folder: Path, tracker: Tracker, fingerprint: str) -> Run | None:

@@ -1,0 +1,127 @@
+"""From an index of events to one worker's part of every step, made ahead of their use in the background.
+
+A step is planned globally: it has the same events whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfscale.models.batch import Batch, collate
+from pfscale.shards.dataset import EventIndex, Window, cut_by_tokens, plan_epoch, read_events
+from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents
+from pfscale.training.config import DataConfig
+from pfscale.training.session import World
+
+T = TypeVar("T")
+LEARNING_COLUMNS = (*INPUT_COLUMNS, *TARGET_COLUMNS)
+_STEPS_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One worker's part of a step.
+
+    Attributes:
+        passes: what the worker takes at once, one after the other; every worker has the same number, of which some may be empty.
+        events: (E,) positions in the index of the whole step's events, all workers'.
+        uid: (E,) uint64, of the same.
+        lengths: (E,) elements of the same.
+    """
+
+    passes: tuple[Batch, ...]
+    events: NDArray[np.int64]
+    uid: NDArray[np.uint64]
+    lengths: NDArray[np.int64]
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the whole step, all workers'."""
+        return int(self.lengths.sum())
+
+
+def training_steps(
+    index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: int
+) -> Iterator[Step]:
+    """The steps from number `start` on, epoch after epoch, for ever; a few are made ahead in a thread."""
+    return ahead(_steps(index, train, config, world, seed=seed, start=start), _STEPS_AHEAD)
+
+
+def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: int) -> Iterator[Step]:
+    """As `training_steps`, each made when it is asked for; the next window is read while this one is used."""
+
+    def read(window: Window) -> RaggedEvents:
+        return read_events(index, window.events, LEARNING_COLUMNS)
+
+    with ThreadPoolExecutor(1) as pool:
+        current: tuple[Future[RaggedEvents], Window, int] | None = None
+        for window, skip in _windows(index, train, config, seed=seed, start=start):
+            following = (pool.submit(read, window), window, skip)
+            if current is not None:
+                yield from _steps_of(*current, world, config.tokens_per_pass)
+            current = following
+
+
+def _steps_of(future: Future[RaggedEvents], window: Window, skip: int, world: World, tokens_per_pass: int | None) -> Iterator[Step]:
+    events = future.result()
+    for rows in window.steps[skip:]:
+        passes = tuple(collate(events, part) for part in worker_passes(events.lengths, rows, world, tokens_per_pass))
+        yield Step(passes, window.events[rows], events.uid[rows], events.lengths[rows])
+
+
+def _windows(index: EventIndex, train: NDArray[np.int64], config: DataConfig, *, seed: int, start: int) -> Iterator[tuple[Window, int]]:
+    """(window, steps of it to skip), for ever; whole windows before step `start` are left out."""
+    passed, epoch = 0, 0
+    while True:
+        plan = plan_epoch(index, train, tokens_per_step=config.tokens_per_step, window_events=config.window_events, seed=seed, epoch=epoch)
+        for window in plan:
+            if passed + len(window.steps) > start:
+                yield window, max(0, start - passed)
+            passed += len(window.steps)
+        epoch += 1
+
+
+def worker_passes(
+    lengths: NDArray[np.int64], rows: NDArray[np.int64], world: World, tokens_per_pass: int | None
+) -> list[NDArray[np.int64]]:
+    """The rows that this worker takes, cut into passes; all workers get as many passes, and about as much to do.
+
+    Args:
+        lengths: elements of every event that `rows` may name.
+        rows: the step's events.
+    """
+    shares = [rows[share] for share in deal(lengths[rows], world.world_size)]
+    if tokens_per_pass is None:
+        return [shares[world.rank]]
+    cuts = [cut_by_tokens(lengths[share], tokens_per_pass) for share in shares]
+    mine = [shares[world.rank][cut] for cut in cuts[world.rank]]
+    return mine + [rows[:0]] * (max(map(len, cuts)) - len(mine))
+
+
+def deal(lengths: NDArray[np.int64], num_workers: int) -> list[NDArray[np.int64]]:
+    """Positions of the events for each worker, by length: dealt to and fro, so that all get about as many elements."""
+    by_length = np.argsort(-lengths, kind="stable")
+    turn = np.arange(len(lengths)) % (2 * num_workers)
+    worker = np.minimum(turn, 2 * num_workers - 1 - turn)
+    return [by_length[worker == number] for number in range(num_workers)]
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The same items in the same order, up to `count` of them made in a thread before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        pending: deque[Future[T | object]] = deque()
+        while True:
+            while len(pending) < count + 1:
+                pending.append(pool.submit(next, items, end))
+            item = pending.popleft().result()
+            if item is end:
+                return
+            yield item  # type: ignore[misc]

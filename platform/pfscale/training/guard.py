@@ -1,0 +1,116 @@
+"""When a training stops itself: a loss or gradient that is not finite, a loss that jumps, a step that does not fit into memory.
+
+What stopped it is kept in `<run>/incident-<step>/`: the events, the loss, the model as it was before the step; `replay.py` looks into it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pfscale.config import dump_yaml
+from pfscale.errors import PfscaleError, ResourceError, TrainingError
+from pfscale.training.batches import Step
+from pfscale.training.config import GuardConfig, TrainingConfig
+
+INCIDENT, CONFIG, MODEL = "incident.json", "config.yaml", "model"
+_EVENTS_NAMED = 4  # in the message; the file names all
+
+
+class Guard:
+    """Looks at the loss of every step before its gradient is used, and at the gradient's norm after.
+
+    Args:
+        recent: losses of the steps before, of a run that is resumed.
+        save_model: writes the model as it is now to a folder (collective).
+    """
+
+    def __init__(
+        self, config: TrainingConfig, folder: Path, recent: list[float], *, save_model: Callable[[Path], None], is_first: bool
+    ) -> None:
+        self.config, self.folder, self.save_model, self.is_first = config, folder, save_model, is_first
+        self.recent: deque[float] = deque(recent, maxlen=config.guard.window)
+
+    def check_loss(self, number: int, step: Step, terms: dict[str, float]) -> None:
+        """The loss terms per element over all workers, the same on each, of step `number`.
+
+        Raises:
+            TrainingError: it is not finite, or jumps.
+        """
+        loss = math.fsum(terms.values())
+        if not math.isfinite(loss):
+            self._stop(f"the loss is not finite at step {number}", number, step, {"terms": terms})
+        if is_spike(loss, self.recent, self.config.guard):
+            usual = float(np.median(self.recent))
+            what = f"the loss jumps to {loss:.4g} at step {number}, {loss / usual:.1f} times the median {usual:.4g} of the steps before"
+            self._stop(what, number, step, {"terms": terms, "median": usual})
+        self.recent.append(loss)
+
+    def check_norm(self, number: int, step: Step, norm: float) -> None:
+        """The gradient's norm, the same on every worker.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        if not math.isfinite(norm):
+            self._stop(f"the gradient is not finite at step {number}", number, step, {"gradient_norm": norm})
+
+    def _stop(self, what: str, number: int, step: Step, numbers: dict[str, Any]) -> None:
+        folder = self.folder / f"incident-{number:09d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_model(folder / MODEL)
+        if self.is_first:
+            found = {"what": what, "step": number, **numbers, "events": step.events.tolist(), "uid": [f"{u:016x}" for u in step.uid]}
+            (folder / INCIDENT).write_text(json.dumps(found, indent=1))
+            (folder / CONFIG).write_text(dump_yaml(self.config))
+        named = ", ".join(f"{u:016x}" for u in step.uid[:_EVENTS_NAMED])
+        more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
+        hint = f"see which events did it: python -m pfscale.training.replay {folder}"
+        if "jumps" in what:
+            hint += "; if it is harmless, guard.spike_factor=0 goes on"
+        else:
+            hint += "; a lower optimisation.learning_rate may help"
+        raise TrainingError(what, where=f"events {named}{more}", hint=hint)
+
+
+def is_spike(loss: float, recent: deque[float], config: GuardConfig) -> bool:
+    """Whether a loss is out of proportion to those before it."""
+    full = len(recent) == config.window
+    return bool(config.spike_factor and full and loss > config.spike_factor * float(np.median(recent)))
+
+
+@contextmanager
+def explained_memory(step: Step) -> Iterator[None]:
+    """Turns running out of memory into advice.
+
+    Raises:
+        ResourceError: a pass did not fit; names the budget that would.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, PfscaleError) or not is_out_of_memory(error):
+            raise
+        largest = max((batch.num_elements for batch in step.passes), default=0)
+        longest = int(step.lengths.max(initial=0))
+        if largest <= longest:
+            hint = f"an event of {longest} elements alone does not fit: recompute_activations=true, or a smaller model"
+        else:
+            fitting = max(64, longest, largest // 2)
+            hint = f"data.tokens_per_pass={fitting} gives the same result in parts; recompute_activations=true needs less memory, too"
+        raise ResourceError(f"out of memory in a pass of {largest} elements", hint=hint) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's or Python's way to say that memory is full."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -34,13 +34,14 @@ _PATIENCE_S = 240.0
 def config(shards: Path, run: RunConfig, **changes: object) -> PretrainConfig:
     """A pre-training of a tiny model that takes a second."""
     steps = int(changes.pop("num_steps", 24))  # type: ignore[call-overload]
+    log_every = changes.pop("log_every", 4)
     values = {
         "model": MODEL,
         "engine": TorchEngineConfig(),
         "optimisation": OptimisationConfig(num_steps=steps, learning_rate=3e-3, evaluate_every=8),
         "data": DataConfig(shards=str(shards), tokens_per_step=512, num_validation_events=None),
         "checkpoint_every": 5,  # not at the points that are logged: those must come out the same too
-        "run": run.model_copy(update={"log_every": 4}),
+        "run": run.model_copy(update={"log_every": log_every}),
     }
     return PretrainConfig(**{**values, **changes})
 

@@ -6,30 +6,25 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from pfscale.config import RunConfig, dump_yaml
+from pfscale.config import RunConfig
 from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, ShardError, TrainingError
 from pfscale.models.bundle import load_bundle
-from pfscale.models.mlpf import MlpfConfig
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.downstream import DownstreamConfig, downstream, load_head
 from pfscale.training.finetune import FinetuneConfig, finetune
-from pfscale.training.pretrain import PretrainConfig, pretrain
+from pfscale.training.pretrain import pretrain
 from pfscale.training.run import Run
 from pfscale.training.storage import claimed
 from training_runs import MODEL, QUIET_MODEL, PretrainProcess, Shards, committed_step, config, elsewhere, tags, weights
+
 
 def test_loss_falls_and_the_best_model_is_registered(make_shards: Shards, run_config: RunConfig) -> None:
     """Catches a training that does not learn, and a registered model that is not the best evaluation's."""

@@ -1,4 +1,4 @@
-"""kill -9 of a training at random moments, again and again: it goes on from its last committed checkpoint to the result of an unbroken run."""
+"""kill -9 of a training, again and again: it goes on from its last committed checkpoint to the result of an unbroken run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Path, victim: str, num_kills: int) -> None:
     """Catches a resume from a checkpoint that was not complete, older than the last one, or of other data, and a run that is lost."""
     run = run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5, "max_failures": 100})
-    wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=200 * (num_kills + 1), checkpoint_every=7)
+    wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=200 * (num_kills + 1), checkpoint_every=7, log_every=1)
     draw, storage = random.Random(f"{SEED} {victim}"), tmp_path / "runs"
     process = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
     for number, step in enumerate(moments(draw, wanted, num_kills), 1):
@@ -51,7 +51,7 @@ def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Pat
 def test_killed_while_it_writes(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
     """Catches a checkpoint in the calling process that counts before all of it is on the disk."""
     num_kills = 8
-    wanted = config(make_shards(), run_config, num_steps=60 * (num_kills + 1), checkpoint_every=1)
+    wanted = config(make_shards(), run_config, num_steps=60 * (num_kills + 1), checkpoint_every=1, log_every=1)
     draw, storage = random.Random(f"{SEED} writing"), tmp_path / "runs"
     process = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
     for number, step in enumerate(moments(draw, wanted, num_kills), 1):
@@ -82,7 +82,9 @@ def resumed_from(storage: Path) -> int:
 
 
 def tell(victim: str, number: int, storage: Path, step: int, committed: int) -> None:
-    print(f"{victim}: kill {number} after step {step}, committed {committed}, went on from {resumed_from(storage)}, seed {SEED}", flush=True)
+    print(
+        f"{victim}: kill {number} after step {step}, committed {committed}, went on from {resumed_from(storage)}, seed {SEED}", flush=True
+    )
 
 
 def require_unbroken(process: PretrainProcess, wanted: PretrainConfig, folder: Path) -> None:

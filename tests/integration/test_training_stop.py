@@ -11,7 +11,18 @@ from mlflow import MlflowClient
 
 from pfscale.config import RunConfig
 from pfscale.training.pretrain import pretrain
-from training_runs import PretrainProcess, Shards, committed_step, config, differing, elsewhere, progress_step, stored_weights, tags, weights
+from training_runs import (
+    PretrainProcess,
+    Shards,
+    committed_step,
+    config,
+    differing,
+    elsewhere,
+    progress_step,
+    stored_weights,
+    tags,
+    weights,
+)
 
 NUM_STEPS = 400
 
@@ -19,8 +30,8 @@ NUM_STEPS = 400
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_sigterm_costs_no_step(make_shards: Shards, run_config: RunConfig, tmp_path: Path, num_workers: int) -> None:
     """Catches a signal that ends the driver before its workers have saved anything, and a run that counts as failed."""
-    run = run_config.model_copy(update={"num_workers": num_workers, "cpus_per_worker": 0.5, "log_every": 1})
-    wanted = config(make_shards(), run, num_steps=NUM_STEPS, checkpoint_every=NUM_STEPS)
+    run = run_config.model_copy(update={"num_workers": num_workers, "cpus_per_worker": 0.5})
+    wanted = config(make_shards(), run, num_steps=NUM_STEPS, checkpoint_every=NUM_STEPS, log_every=1)
     storage = tmp_path / "runs"
     first = PretrainProcess(wanted, tmp_path / "process")
     first.wait_until(lambda: progress_step(storage) >= 20, "step 20")

@@ -17,12 +17,14 @@ NUM_STEPS, STOPS = 90, (25, 55)
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.slow), 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
+@pytest.mark.parametrize(
+    "zero_stage", [pytest.param(0, marks=pytest.mark.slow), 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))]
+)
 def test_two_workers_then_one_then_two(make_shards: Shards, run_config: RunConfig, tmp_path: Path, zero_stage: int) -> None:
     """Catches optimizer state or weights that are lost, mixed up or averaged when a checkpoint is cut for another number of workers."""
     engine = DeepSpeedEngineConfig(zero_stage=zero_stage)
-    quick = run_config.model_copy(update={"num_workers": 2, "cpus_per_worker": 0.5, "log_every": 1})
-    wanted = config(make_shards(), quick, model=QUIET_MODEL, engine=engine, num_steps=NUM_STEPS, checkpoint_every=1000)
+    quick = run_config.model_copy(update={"num_workers": 2, "cpus_per_worker": 0.5})
+    wanted = config(make_shards(), quick, model=QUIET_MODEL, engine=engine, num_steps=NUM_STEPS, checkpoint_every=1000, log_every=1)
     steps = []
     for stop, num_workers in zip((*STOPS, None), (2, 1, 2), strict=True):
         attempt = wanted.model_copy(update={"run": wanted.run.model_copy(update={"num_workers": num_workers})})

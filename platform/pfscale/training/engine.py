@@ -42,7 +42,7 @@ class Engine(Protocol):
         ...
 
     def apply(self, *, learning_rate: float) -> float:
-        """Takes the step with the gradients that were accumulated; their norm. One that is not finite takes no step with plain torch."""
+        """Takes the step with the gradients that were accumulated; their norm. One that is not finite takes no step."""
         ...
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -212,6 +212,9 @@ class DeepSpeedEngine:
     def apply(self, *, learning_rate: float) -> float:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.norm is not None and not math.isfinite(float(self.norm)):  # ZeRO's optimizers see that themselves
+            self.engine.zero_grad()
+            return math.nan
         self.engine.step()
         norm = float(self.norm if self.norm is not None else self.engine.get_global_grad_norm())
         return norm if norm >= 0 else math.nan  # ZeRO's optimizers say -1 of a norm that is not finite

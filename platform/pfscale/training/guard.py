@@ -30,13 +30,21 @@ class Guard:
 
     Args:
         recent: losses of the steps before, of a run that is resumed.
+        data: hash of the data set.
         save_model: writes the model as it is now to a folder (collective).
     """
 
     def __init__(
-        self, config: TrainingConfig, folder: Path, recent: list[float], *, save_model: Callable[[Path], None], is_first: bool
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        recent: list[float],
+        *,
+        data: str,
+        save_model: Callable[[Path], None],
+        is_first: bool,
     ) -> None:
-        self.config, self.folder, self.save_model, self.is_first = config, folder, save_model, is_first
+        self.config, self.folder, self.data, self.save_model, self.is_first = config, folder, data, save_model, is_first
         self.recent: deque[float] = deque(recent, maxlen=config.guard.window)
 
     def check_loss(self, number: int, step: Step, terms: dict[str, float]) -> None:
@@ -68,10 +76,11 @@ class Guard:
         folder.mkdir(parents=True, exist_ok=True)
         self.save_model(folder / MODEL)
         if self.is_first:
-            found = {"what": what, "step": number, **numbers, "events": step.events.tolist(), "uid": [f"{u:016x}" for u in step.uid]}
+            events = {"data": self.data, "events": step.events.tolist(), "uid": step.uid.tolist()}
+            found = {"what": what, "step": number, **numbers, **events}
             (folder / INCIDENT).write_text(json.dumps(found, indent=1))
             (folder / CONFIG).write_text(dump_yaml(self.config))
-        named = ", ".join(f"{u:016x}" for u in step.uid[:_EVENTS_NAMED])
+        named = ", ".join(f"uid:{u}" for u in step.uid[:_EVENTS_NAMED])
         more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
         hint = f"see which events did it: python -m pfscale.training.replay {folder}"
         if "jumps" in what:

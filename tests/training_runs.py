@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -28,6 +29,7 @@ from pfscale.training.session import STOP
 MODEL = MlpfConfig(width=16, num_layers=1, num_heads=2, dropout=0.1)
 QUIET_MODEL = MODEL.model_copy(update={"dropout": 0.0})  # dropout masks differ between numbers of workers
 Shards = Callable[..., Path]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # another number of threads adds in another order
 _PATIENCE_S = 240.0
 
 
@@ -94,6 +96,24 @@ def stopped_at(storage: Path, step: int) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def kill_before_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ends the first training that comes to this step, in the middle of it."""
+    from pfscale.training.guard import Guard
+
+    check, calls = Guard.check_loss, iter(range(10_000))
+
+    def kill(self: Guard, *args: Any) -> None:
+        if next(calls) == number:
+            raise Killed
+        check(self, *args)
+
+    monkeypatch.setattr(Guard, "check_loss", kill)
 
 
 class PretrainProcess:

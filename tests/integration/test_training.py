@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,19 @@ from pfscale.training.finetune import FinetuneConfig, finetune
 from pfscale.training.pretrain import pretrain
 from pfscale.training.run import Run
 from pfscale.training.storage import claimed
-from training_runs import MODEL, QUIET_MODEL, PretrainProcess, Shards, committed_step, config, elsewhere, tags, weights
+from training_runs import (
+    MODEL,
+    QUIET_MODEL,
+    Killed,
+    PretrainProcess,
+    Shards,
+    committed_step,
+    config,
+    elsewhere,
+    kill_before_step,
+    tags,
+    weights,
+)
 
 
 def test_loss_falls_and_the_best_model_is_registered(make_shards: Shards, run_config: RunConfig) -> None:
@@ -61,24 +72,6 @@ def test_the_same_config_again_returns_the_finished_run(make_shards: Shards, run
     assert not first.resumed
     assert second.resumed
     assert (second.run_id, second.model) == (first.run_id, first.model)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def kill_before_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Ends the first training that comes to this step, in the middle of it."""
-    from pfscale.training.guard import Guard
-
-    check, calls = Guard.check_loss, iter(range(10_000))
-
-    def kill(self: Guard, *args: Any) -> None:
-        if next(calls) == number:
-            raise Killed
-        check(self, *args)
-
-    monkeypatch.setattr(Guard, "check_loss", kill)
 
 
 @pytest.mark.parametrize("kill_at", [1, 6, 13])
@@ -282,5 +275,7 @@ def test_a_driver_that_is_killed_resumes_from_its_last_checkpoint(make_shards: S
     (record,) = (tmp_path / "runs").glob("*/run.json")
     resumed = json.loads(record.read_text())
     assert int(tags(run, resumed["run_id"])["pfscale.resumed_from_step"]) >= committed
+    assert committed_step(tmp_path / "runs") == 300
+    assert len(list((tmp_path / "runs").glob("*-train/checkpoint_*/"))) == wanted.keep_checkpoints
     unbroken = pretrain(elsewhere(wanted, tmp_path / "other"))
     np.testing.assert_allclose(resumed["history"]["train"], np.array(unbroken.history["train"]), rtol=1e-6)

@@ -15,10 +15,9 @@ from pfscale.config import RunConfig
 from pfscale.training.config import DeepSpeedEngineConfig
 from pfscale.training.pretrain import PretrainConfig
 from pfscale.training.progress import PROGRESS
-from training_runs import PretrainProcess, Shards, committed_step, config, differing, elsewhere, progress_step, stored_weights
+from training_runs import ONE_THREAD, PretrainProcess, Shards, committed_step, config, differing, elsewhere, progress_step, stored_weights
 
 SEED = 20261126  # of the moments at which processes are killed
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 

@@ -118,6 +118,23 @@ def explained_memory(step: Step) -> Iterator[None]:
         raise ResourceError(f"out of memory in a pass of {largest} elements", hint=hint) from error
 
 
+def explained_death(error: BaseException, *, num_elements: int) -> ResourceError | None:
+    """What to tell of Ray's error when a worker process was ended from outside; None where it was not.
+
+    Ray says so in a text only. Its own monitor names memory as the reason; a kill by the kernel leaves no reason behind.
+
+    Args:
+        num_elements: that a worker takes at once.
+    """
+    said = str(error)
+    hint = f"the same command goes on from the last checkpoint; with data.tokens_per_pass={max(64, num_elements // 2)} it needs less memory"
+    if any(words in said for words in ("OUT_OF_MEMORY", "OutOfMemoryError", "running low on memory")):
+        return ResourceError("Ray ended a worker because the machine's memory was full", hint=hint)
+    if "Worker exit type: SYSTEM_ERROR" in said:
+        return ResourceError("a worker process was killed, most likely by the kernel because memory was full (see dmesg)", hint=hint)
+    return None
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is torch's or Python's way to say that memory is full."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

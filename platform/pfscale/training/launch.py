@@ -29,6 +29,7 @@ from pfscale.training.checkpoint import BEST, LoopState, read_state
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Weights
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
+from pfscale.training.guard import explained_death
 from pfscale.training.loop import LoopInputs, model_weights, run_loop, validation_events
 from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
@@ -234,7 +235,14 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        num_elements = inputs.config.data.tokens_per_pass or inputs.config.data.tokens_per_step // run.num_workers
+        death = explained_death(error, num_elements=num_elements)
+        if death is None:
+            raise
+        raise death from error
     if isinstance(result.return_value, TrainingError):
         raise result.return_value
     return result

@@ -153,4 +153,8 @@ def _probed(bundle: dict[str, float], folder: Path, tracking_uri: str) -> list[t
     if silent:
         hint = "is a node down, or very busy? `ray status` shows them"
         raise ResourceError(f"{len(silent)} of {len(asked)} nodes start no process within {_ANSWER_SECONDS:.0f} s", hint=hint)
-    return [(ray.get(answer), asked[answer]) for answer in done]
+    try:
+        return [(ray.get(answer), asked[answer]) for answer in done]
+    except ray.exceptions.RayError as error:
+        hint = "is its memory full? Ray ends processes when it is; `ray status` and `ray memory` show what is there"
+        raise ResourceError(f"a node could not run a small task: {type(error).__name__}", hint=hint) from error

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -75,13 +76,18 @@ class Incident:
     events: tuple[EventLoss, ...]
 
     def table(self, count: int) -> Table:
-        """The first `count` events, a row each."""
-        table = Table(title=self.what)
-        for name in ("uid", "file:entry", "elements", "loss", *LOSS_TERMS, "gradient"):
-            table.add_column(name, justify="left" if name in ("uid", "file:entry") else "right", no_wrap=name == "uid")
+        """The first `count` events, a row each, with their terms of the loss from the largest on."""
+        table = Table(title=self.what, box=SIMPLE_HEAD)
+        for name in ("uid", "file:entry"):
+            table.add_column(name, overflow="fold", min_width=len("file:entry"))
+        for name in ("elements", "loss", "gradient"):
+            table.add_column(name, justify="right")
+        table.add_column("terms")
         for event in self.events[:count]:
-            numbers = (event.loss, *(event.terms[name] for name in LOSS_TERMS), event.gradient_norm)
-            table.add_row(str(event.uid), f"{event.file}:{event.entry}", str(event.num_elements), *(f"{number:.3g}" for number in numbers))
+            terms = sorted(event.terms.items(), key=lambda item: (math.isfinite(item[1]), -item[1]))
+            said = ", ".join(f"{name} {value:.3g}" for name, value in terms)
+            numbers = (str(event.num_elements), f"{event.loss:.3g}", f"{event.gradient_norm:.3g}")
+            table.add_row(str(event.uid), f"{event.file}:{event.entry}", *numbers, said)
         return table
 
 

@@ -29,7 +29,6 @@ from pfscale.training.session import STOP
 MODEL = MlpfConfig(width=16, num_layers=1, num_heads=2, dropout=0.1)
 QUIET_MODEL = MODEL.model_copy(update={"dropout": 0.0})  # dropout masks differ between numbers of workers
 Shards = Callable[..., Path]
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # another number of threads adds in another order
 _PATIENCE_S = 240.0
 
 
@@ -117,17 +116,17 @@ def kill_before_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 class PretrainProcess:
-    """`pfscale pretrain` as a process of its own, leader of its group; what it says is in a file."""
+    """`pfscale pretrain` as a process of its own, with one thread, leader of its group; what it says is in a file."""
 
     def __init__(self, wanted: PretrainConfig, folder: Path, **environment: str) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "pretrain.yaml").write_text(dump_yaml(wanted))
         self.storage, self.log = Path(wanted.run.storage), folder / "output.txt"
         command = [sys.executable, "-c", "from pfscale.cli import main; main()", "pretrain", str(folder / "pretrain.yaml")]
+        # Another number of threads adds in another order: not the same weights bit for bit.
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         with self.log.open("a") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
-            )
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=variables)
 
     def wait(self) -> int:
         """Its exit code."""

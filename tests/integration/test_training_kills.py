@@ -15,7 +15,7 @@ from pfscale.config import RunConfig
 from pfscale.training.config import DeepSpeedEngineConfig
 from pfscale.training.pretrain import PretrainConfig
 from pfscale.training.progress import PROGRESS
-from training_runs import ONE_THREAD, PretrainProcess, Shards, committed_step, config, differing, elsewhere, progress_step, stored_weights
+from training_runs import PretrainProcess, Shards, committed_step, config, differing, elsewhere, progress_step, stored_weights
 
 SEED = 20261126  # of the moments at which processes are killed
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -27,7 +27,7 @@ def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Pat
     run = run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5, "max_failures": 100})
     wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=200 * (num_kills + 1), checkpoint_every=7, log_every=1)
     draw, storage = random.Random(f"{SEED} {victim}"), tmp_path / "runs"
-    process = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
+    process = PretrainProcess(wanted, tmp_path / "process")
     for number, step in enumerate(moments(draw, wanted, num_kills), 1):
         process.wait_until(lambda step=step: progress_step(storage) >= step, f"step {step}")  # type: ignore[misc]
         time.sleep(0.1 * draw.random())
@@ -41,7 +41,7 @@ def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Pat
         committed = committed_step(storage)
         if victim != "worker":
             process.wait()
-            process = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
+            process = PretrainProcess(wanted, tmp_path / "process")
         process.wait_until(lambda before=committed: resumed_from(storage) >= before, f"resume {number}")  # type: ignore[misc]
         tell(victim, number, storage, step, committed)
     require_unbroken(process, wanted, tmp_path)
@@ -52,7 +52,7 @@ def test_killed_while_it_writes(make_shards: Shards, run_config: RunConfig, tmp_
     num_kills = 8
     wanted = config(make_shards(), run_config, num_steps=60 * (num_kills + 1), checkpoint_every=1, log_every=1)
     draw, storage = random.Random(f"{SEED} writing"), tmp_path / "runs"
-    process = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
+    process = PretrainProcess(wanted, tmp_path / "process")
     for number, step in enumerate(moments(draw, wanted, num_kills), 1):
         process.wait_until(lambda step=step: progress_step(storage) >= step, f"step {step}")  # type: ignore[misc]
         process.wait_until(lambda: any(storage.glob("*/checkpoints/.draft_*")), "a checkpoint that is being written")
@@ -61,7 +61,7 @@ def test_killed_while_it_writes(make_shards: Shards, run_config: RunConfig, tmp_
         process.wait()
         committed = committed_step(storage)
         drafts = len(list(storage.glob("*/checkpoints/.draft_*")))
-        process = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
+        process = PretrainProcess(wanted, tmp_path / "process")
         process.wait_until(lambda before=committed: resumed_from(storage) == before, f"resume {number}")  # type: ignore[misc]
         tell(f"writing ({drafts} half written)", number, storage, step, committed)
     require_unbroken(process, wanted, tmp_path)
@@ -89,7 +89,7 @@ def tell(victim: str, number: int, storage: Path, step: int, committed: int) -> 
 def require_unbroken(process: PretrainProcess, wanted: PretrainConfig, folder: Path) -> None:
     """Lets the training finish and compares it with one that nobody killed."""
     assert process.wait() == 0, process.log.read_text()
-    unbroken = PretrainProcess(elsewhere(wanted, folder / "other"), folder / "unbroken", **ONE_THREAD)
+    unbroken = PretrainProcess(elsewhere(wanted, folder / "other"), folder / "unbroken")
     assert unbroken.wait() == 0, unbroken.log.read_text()
     assert not differing(stored_weights(folder / "runs"), stored_weights(folder / "other"))
     histories = [json.loads(next((folder / name).glob("*/run.json")).read_text())["history"] for name in ("runs", "other")]

@@ -11,7 +11,6 @@ from mlflow import MlflowClient
 
 from pfscale.config import RunConfig
 from training_runs import (
-    ONE_THREAD,
     PretrainProcess,
     Shards,
     committed_step,
@@ -32,7 +31,7 @@ def test_sigterm_costs_no_step(make_shards: Shards, run_config: RunConfig, tmp_p
     run = run_config.model_copy(update={"num_workers": num_workers, "cpus_per_worker": 0.5})
     wanted = config(make_shards(), run, num_steps=NUM_STEPS, checkpoint_every=NUM_STEPS, log_every=1)
     storage = tmp_path / "runs"
-    first = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
+    first = PretrainProcess(wanted, tmp_path / "process")
     first.wait_until(lambda: progress_step(storage) >= 20, "step 20")
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 143, first.log.read_text()
@@ -44,11 +43,11 @@ def test_sigterm_costs_no_step(make_shards: Shards, run_config: RunConfig, tmp_p
     (known,) = client.search_runs([experiment.experiment_id])
     assert known.info.status == "KILLED"
 
-    second = PretrainProcess(wanted, tmp_path / "process", **ONE_THREAD)
+    second = PretrainProcess(wanted, tmp_path / "process")
     assert second.wait() == 0, second.log.read_text()
     (record,) = storage.glob("*/run.json")
     assert json.loads(record.read_text())["run_id"] == known.info.run_id
     assert tags(run, known.info.run_id)["pfscale.resumed_from_step"] == str(stopped)
-    unbroken = PretrainProcess(elsewhere(wanted, tmp_path / "other", num_workers=0), tmp_path / "unbroken", **ONE_THREAD)
+    unbroken = PretrainProcess(elsewhere(wanted, tmp_path / "other", num_workers=0), tmp_path / "unbroken")
     assert unbroken.wait() == 0, unbroken.log.read_text()
     assert not differing(stored_weights(storage), stored_weights(tmp_path / "other"))

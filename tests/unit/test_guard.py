@@ -14,7 +14,7 @@ from pfscale.models.batch import collate
 from pfscale.shards.ragged import from_arrow
 from pfscale.training.batches import Step
 from pfscale.training.config import GuardConfig
-from pfscale.training.guard import explained_memory, is_spike
+from pfscale.training.guard import explained_death, explained_memory, is_spike
 from synthetic_events import synthetic_table
 
 CONFIG = GuardConfig(spike_factor=10.0, window=5)
@@ -79,3 +79,20 @@ def test_other_errors_pass() -> None:
         with pytest.raises(type(error)) as told, explained_memory(make_step(2, 1)):
             raise error
         assert told.value is error
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("1 worker(s) were killed due to the node running low on memory. Memory on the node was 8.11GB used", "Ray ended a worker"),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: ...", "was killed"),
+        ("Training failed due to worker errors:\nKeyError: 'pt'", None),
+    ],
+)
+def test_a_worker_that_was_ended_for_its_memory_is_told_so(said: str, told: str | None) -> None:
+    """Catches a page of Ray's words where there is one thing to do, and a bug that is taken for a lack of memory."""
+    found = explained_death(RuntimeError(said), num_elements=8192)
+    assert (found is None) == (told is None)
+    if found is not None and told is not None:
+        assert told in found.what
+        assert "data.tokens_per_pass=4096" in str(found.hint)

@@ -132,9 +132,8 @@ class RaySession:
         self.run_folder = folder
         self.uploading: list[Path] = []
         self.draft_prefix = f"pfscale-checkpoint-{hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()}-"
-        if (
-            self.local_rank == 0
-        ):  # what workers left that were killed while they wrote; nobody commits before all have taken a step together
+        if self.local_rank == 0:
+            # What workers left that were killed while they wrote. Nobody commits before all have taken a step together.
             for stale in Path(tempfile.gettempdir()).glob(f"{self.draft_prefix}*"):
                 shutil.rmtree(stale)
 

@@ -29,7 +29,7 @@ from pfscale.training.session import STOP
 MODEL = MlpfConfig(width=16, num_layers=1, num_heads=2, dropout=0.1)
 QUIET_MODEL = MODEL.model_copy(update={"dropout": 0.0})  # dropout masks differ between numbers of workers
 Shards = Callable[..., Path]
-_PATIENCE_S = 240.0
+_PATIENCE_S = 900.0
 
 
 def config(shards: Path, run: RunConfig, **changes: object) -> PretrainConfig:

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Path, victim: str, num_kills: int) -> None:
     """Catches a resume from a checkpoint that was not complete, older than the last one, or of other data, and a run that is lost."""
     run = run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5, "max_failures": 100})
-    wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=200 * (num_kills + 1), checkpoint_every=7, log_every=1)
+    wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=100 * (num_kills + 1), checkpoint_every=7, log_every=1)
     draw, storage = random.Random(f"{SEED} {victim}"), tmp_path / "runs"
     process = PretrainProcess(wanted, tmp_path / "process")
     for number, step in enumerate(moments(draw, wanted, num_kills), 1):

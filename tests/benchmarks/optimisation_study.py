@@ -1,4 +1,4 @@
-"""What the defaults of `OptimisationConfig` and `ReconstructionConfig` rest on: `python tests/benchmarks/optimisation_study.py SHARDS FOLDER`.
+"""What the defaults of training rest on: `python tests/benchmarks/optimisation_study.py SHARDS FOLDER`.
 
 Short trainings of small models, one knob at a time; prints the tables of README.md and writes them as JSON. Run again, it goes on.
 """

@@ -49,5 +49,11 @@ def serially(monkeypatch: pytest.MonkeyPatch) -> None:
     def in_order(items: list[Any], function: Callable[[Any], Any], **_: object) -> Iterator[tuple[int, Any]]:
         return ((number, function(item)) for number, item in enumerate(items))
 
-    for name, value in {"map_unordered": in_order, "ray_cluster": nullcontext, "count_workers": lambda _: (1, 1.0)}.items():
+    replaced = {
+        "map_unordered": in_order,
+        "ray_cluster": nullcontext,
+        "count_workers": lambda _: (1, 1.0),
+        "import_ahead": lambda *_: None,
+    }
+    for name, value in replaced.items():
         monkeypatch.setattr(module, name, value)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,7 +54,8 @@ def serially(monkeypatch: pytest.MonkeyPatch) -> None:
         "map_unordered": in_order,
         "ray_cluster": nullcontext,
         "count_workers": lambda _: (1, 1.0),
-        "import_ahead": lambda *_: None,
+        "ImportAhead": lambda *_: SimpleNamespace(wait=lambda: None),
+        "is_running": lambda: False,
     }
     for name, value in replaced.items():
         monkeypatch.setattr(module, name, value)

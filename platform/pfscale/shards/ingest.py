@@ -31,7 +31,7 @@ from pfscale.shards.writer import Outcome, Unit, make_units, write_or_tell
 SIMULATIONS = ("builtin", "geant4", "fast")
 WORKERS_IMPORT = ("ray.data", "pfscale.shards.writer")
 SECONDS_EXAMINING_HERE = 0.5  # then the workers share what is left: a file of full simulation takes 0.2 s to open
-EXAMINING_TASKS_PER_WORKER = 2  # and not one per file, which takes Ray Data half as long to hand out as opening it takes
+EXAMINING_TASKS_PER_WORKER = 2  # and not one per file, which takes Ray Data as long to hand out as opening it takes
 
 
 def ingest(
@@ -105,21 +105,21 @@ class _Pool:
 
     def __init__(self, stack: ExitStack, num_workers: int | None) -> None:
         self._stack, self._num_workers = stack, num_workers
-        self._size: tuple[int, float] | None = None
+        self._begun: tuple[int, float, ImportAhead] | None = None
 
-    def begin(self) -> None:
-        """Starts Ray, if need be, and lets its workers import what they will need."""
-        if self._size is None:
+    def begin(self) -> tuple[int, float, ImportAhead]:
+        """(number of workers, CPUs of each, their imports), begun; Ray starts if need be."""
+        if self._begun is None:
             self._stack.enter_context(ray_cluster())
-            self._size = count_workers(self._num_workers)
-            self._imports = ImportAhead(WORKERS_IMPORT, *self._size)
+            workers, cpus_each = count_workers(self._num_workers)
+            self._begun = workers, cpus_each, ImportAhead(WORKERS_IMPORT, workers, cpus_each)
+        return self._begun
 
     def ready(self) -> tuple[int, float]:
-        """(number of workers, CPUs of each), as `count_workers`, when they can begin."""
-        self.begin()
-        assert self._size is not None
-        self._imports.wait()
-        return self._size
+        """(number of workers, CPUs of each), when they have imported what they need."""
+        workers, cpus_each, imports = self.begin()
+        imports.wait()
+        return workers, cpus_each
 
 
 def _tidy_after_error(folder: Folder, kind: type[BaseException] | None, *_: object) -> None:

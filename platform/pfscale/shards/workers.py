@@ -7,7 +7,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pfscale.errors import PfscaleError, ResourceError
@@ -52,7 +52,9 @@ class ImportAhead:
         import ray
 
         _import_all(self._modules)
-        ray.wait(self._loading, num_returns=len(self._loading), timeout=SECONDS_OF_IMPORTS)
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._loading, timeout=SECONDS_OF_IMPORTS)
+        self._loading = []
 
 
 def _import_all(modules: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ def everything(folder: Path) -> dict[str, bytes]:
 def environment() -> dict[str, str]:
     """For a process of its own that imports this module, or a test file of these."""
     here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here / "integration"))), "OMP_NUM_THREADS": "1"}
+    path = [str(here), str(here / "integration"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
 def serially(monkeypatch: pytest.MonkeyPatch) -> None:

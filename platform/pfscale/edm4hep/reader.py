@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pfscale.edm4hep.branches import Branches
 from pfscale.edm4hep.detectors import DETECTORS, detectors_of
 from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation, collection_id, is_numbered
+from pfscale.edm4hep.parsing import quick_parsing
 from pfscale.errors import InputFileError, PfscaleError, closest
 from pfscale.remote import is_remote, local_path, read_start, remote_error, without_secrets
 
@@ -295,7 +296,8 @@ def _events_tree(file: Any, where: str) -> Any:
     if classes["events"] == OLD_RNTUPLE:
         hint = "rewrite it with podio >= 1.2 on ROOT >= 6.34, as TTree or RNTuple"
         raise InputFileError("'events' is an RNTuple from before version 1.0, which cannot be read", where=where, hint=hint)
-    tree = file["events"]
+    with quick_parsing():
+        tree = file["events"]
     if tree.num_entries == 0:
         raise InputFileError("the file holds no events", where=where)
     return tree

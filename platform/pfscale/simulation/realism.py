@@ -26,6 +26,7 @@ from particle import literals
 from pfscale.errors import InputFileError, PfscaleError
 from pfscale.simulation.detectors import DETECTORS, DetectorModel, MomentumResolution, detector_model
 from pfscale.simulation.generator import FloatArray
+from pfscale.simulation.hadron_resolution import shower_variance
 from pfscale.simulation.realism_counts import LEAST_COUNTED, PURE, Realism, measure_file
 from pfscale.simulation.realism_jets import (
     MIN_JETS,
@@ -107,7 +108,10 @@ class Pulls:
 
 
 def pulls(events: DetectorEvents) -> tuple[Pulls, Pulls]:
-    """(all but electrons, electrons): covariances are those of hadrons, electrons' momenta worse and lower for what they radiate."""
+    """(all but electrons, electrons): covariances are those of hadrons, electrons' momenta worse and lower for what they radiate.
+
+    Tracks with a wrong hit are left out: a fit does not know how far that moves its parameters.
+    """
     tracks = events.tracks
     residual = tracks.parameters - tracks.true_parameters
     residual[:, 1] = (residual[:, 1] + np.pi) % (2 * np.pi) - np.pi
@@ -119,7 +123,8 @@ def pulls(events: DetectorEvents) -> tuple[Pulls, Pulls]:
             return Pulls(0, (float("nan"),) * 5, float("nan"))
         return Pulls(len(chosen), tuple(float(width) for width in chosen.std(axis=0)), float(np.mean(np.abs(chosen[:, 2]) > FAR_PULL)))
 
-    return of(pull[~is_electron]), of(pull[is_electron])
+    is_clean = tracks.confused_with < 0
+    return of(pull[is_clean & ~is_electron]), of(pull[is_clean & is_electron])
 
 
 def efficiency(events: DetectorEvents) -> dict[str, tuple[Sequence[float], tuple[float, ...]]]:
@@ -276,7 +281,8 @@ def _hadron_table(num_events: int) -> str:
     for name, detector in DETECTORS.items():
         cells = [hadron_response(detector, energy, num_events) for energy in HADRON_ENERGIES]
         rows.append((name, *(f"{mean:.3f}, {width:.3f}, {low:.3f}" for mean, width, low in cells)))
-        widths = [np.hypot(detector.hcal_stochastic / np.sqrt(energy), detector.hcal_constant) for energy in HADRON_ENERGIES]
+        terms = detector.hcal_stochastic, detector.hcal_uncompensated, detector.hcal_constant
+        widths = [np.sqrt(shower_variance(energy, *terms)) / energy for energy in HADRON_ENERGIES]
         rows.append((f"*table of {name}*", *(f"-, {width:.3f}, -" for width in widths)))
     constant, stochastic, linear = CARD_HADRONS
     of_card = [np.sqrt((constant / e) ** 2 + stochastic**2 / e + linear**2) for e in HADRON_ENERGIES]

@@ -136,8 +136,8 @@ def energy_resolution(
 class ImpactParameters:
     """D0 over its error with respect to the primary vertex, of the tracks of a sample.
 
-    `pull`: (measured - true) / error of prompt tracks. `significance`, `flavour`: (T,) of tracks above MIN_PT with a hit in the vertex
-    detector, and of the gen jet that they are in (0: none).
+    `pull`: (measured - true) / error of prompt tracks without a wrong hit. `significance`, `flavour`: (T,) of tracks above MIN_PT with a
+    hit in the vertex detector, and of the gen jet that they are in (0: none).
     """
 
     pull: Floats
@@ -153,6 +153,7 @@ def impact_parameters(events: DetectorEvents, columns: Columns) -> ImpactParamet
     from_primary = d0 + primary[tracks.event, 0] * np.sin(phi) - primary[tracks.event, 1] * np.cos(phi)
     error = np.sqrt(tracks.covariance[:, 0])
     is_prompt = np.linalg.norm(particles.vertex[tracks.particle] - primary[tracks.event], axis=1) < PROMPT
+    is_prompt &= tracks.confused_with < 0
     pull = (d0 - tracks.true_parameters[:, 0]) / error
     chosen = (np.hypot(tracks.first_hit[:, 0], tracks.first_hit[:, 1]) < VERTEX_RADIUS) & (_field(columns, "track", "pt") > MIN_PT)
     return ImpactParameters(pull[is_prompt], (np.abs(from_primary) / error)[chosen], _flavour_of_track(columns)[chosen])

@@ -27,7 +27,7 @@ LEAST = {"seed": 0, "num_workers": 0}  # all other numbers are at least 1
 FORMATS = ("ttree", "rntuple")
 FILE_NAME = re.compile(r"[A-Za-z0-9]+_[A-Za-z0-9]+_\d+_\d+\.edm4hep\.root((\.\w+)?\.partial)?")
 MAX_PYTHIA_SEED = 900_000_000
-SIMULATION_VERSION = 4  # raised whenever the same seed would give other events: older files are then not taken for complete ones
+SIMULATION_VERSION = 5  # raised whenever the same seed would give other events: older files are then not taken for complete ones
 
 
 @dataclass(frozen=True)

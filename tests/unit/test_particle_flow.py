@@ -219,7 +219,9 @@ def test_every_track_and_cluster_is_used_once(ttbar: DetectorEvents) -> None:
     unused = np.setdiff1d(np.arange(len(ttbar.tracks)), found.track_of[1])
     assert len(np.unique(found.track_of[1])) == len(found.track_of[1])
     assert len(unused) < 0.03 * len(ttbar.tracks)
-    error = np.sqrt(ttbar.tracks.covariance[:, 5] * ttbar.tracks.chi2 / ttbar.tracks.ndf) / np.abs(ttbar.tracks.parameters[:, 2])
+    error = np.sqrt(ttbar.tracks.covariance[:, 5] * np.maximum(ttbar.tracks.chi2 / ttbar.tracks.ndf, 1.0)) / np.abs(
+        ttbar.tracks.parameters[:, 2]
+    )
     assert (error[unused] > 0.1).all(), "tracks that are good were lost"
     uses = np.bincount(found.cluster_of[1], minlength=len(ttbar.clusters.energy))
     assert (uses >= 1).all()

@@ -30,6 +30,8 @@ from pfscale.simulation.hadron_resolution import shower_variance
 from pfscale.simulation.realism_counts import LEAST_COUNTED, PURE, Realism, measure_file
 from pfscale.simulation.realism_jets import (
     MIN_JETS,
+    class_rows,
+    class_table,
     impact_rows,
     impact_table,
     jet_sample,
@@ -167,7 +169,7 @@ def speed(sample: tuple[str, str, str | None, str | None], num_events: int) -> t
 def tables(num_events: int) -> str:
     """All tables as Markdown: `num_events` per sample for jets and impact parameters, the first BATCH_EVENTS of them for the rest."""
     targets: list[Row] = []
-    rows: dict[str, list[Row]] = {name: [] for name in ("counts", "confusion", "pulls", "efficiency", "jets", "impact", "speed")}
+    rows: dict[str, list[Row]] = {name: [] for name in ("counts", "confusion", "pulls", "efficiency", "classes", "jets", "impact", "speed")}
     for name, process, higgs, z in SAMPLES:
         detector = detector_model(name)
         title = f"{name} {process}{f'({z} {higgs})' if higgs else ''} {detector.sqrt_s[process]:.0f}"
@@ -182,6 +184,7 @@ def tables(num_events: int) -> str:
         of_jets = jet_sample(chain([events], rest), name)
         found = resolutions(of_jets)
         rows["jets"] += resolution_rows(title, found)
+        rows["classes"] += class_rows(title, of_jets)
         rows["impact"] += impact_rows(title, process, of_jets.impact)
         rate, size = speed((name, process, higgs, z), min(num_events, SPEED_EVENTS))
         rows["speed"].append((title, f"{rate:.0f}", f"{size:.0f}"))
@@ -199,7 +202,7 @@ def _document(
 ) -> str:  # fmt: skip
     """The tables with their captions."""
     parts = (
-        f"{num_events} events per sample, seed 1, for jets, missing momentum and impact parameters; {few} for all other tables.",
+        f"{num_events} events per sample, seed 1, for candidates, jets, missing momentum and impact parameters; {few} for all others.",
         markdown(HEADER, sorted(targets)),
         "Means per event; medians of hits per cluster and of the energies of hits. MC particles of full simulation include Geant4's"
         " secondaries, of which we make those of the tracker's material only.",
@@ -207,6 +210,8 @@ def _document(
         f"Merged: clusters above {LEAST_COUNTED:g} GeV whose largest particle has less than {PURE:.0%} of them; split: particles likewise,"
         " with all that they made in the detector.",
         markdown(("sample", "energy per cluster [GeV]", "per particle [GeV]", "visible [GeV]", "merged", "split"), rows["confusion"]),
+        "Candidates per event and their energy [GeV]. Truth targets have the class of the element that carries them.",
+        class_table(rows["classes"]),
         "Jets and missing momentum (ee_genkt 0.4, pt > 5 GeV, matched to gen jets): IQR / median of E / E_gen in bins of E_gen [GeV]"
         f" with at least {MIN_JETS} jets, and of all. Full simulation: widths of all jets; 1.35 times as much is an IQR.",
         resolution_table(rows["jets"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -13,8 +12,8 @@ from pfscale.simulation.interrupts import interrupts_held
 
 def interrupted_twice() -> None:
     with interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         pytest.fail("the second one waits, too")
 
 
@@ -23,7 +22,7 @@ def test_an_interrupt_waits_for_the_check_and_a_second_does_not() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interrupts_held() as check:
         check()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             check()
     assert signal.getsignal(signal.SIGINT) is before

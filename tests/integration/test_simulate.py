@@ -211,7 +211,12 @@ def test_ctrl_c_in_one_process_exits_with_130(tmp_path: Path) -> None:
         "1",
     ]
     for pause in (0.0, 0.7, 1.3):
-        process = subprocess.Popen([*command, "--output", str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*command, "--output", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have jobs in the background ignore it
+        )
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*.partial")) and time.monotonic() < deadline:
             time.sleep(0.05)

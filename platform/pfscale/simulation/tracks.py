@@ -80,7 +80,7 @@ def reconstruct_tracks(particles: Particles, flight: Flight, detector: DetectorM
     # In the order of the particles, neighbours would be siblings and the first tracks those of the hard process.
     by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[seen.particle]))
     seen, measured, spoilt = seen.ordered(by_pt), measured[by_pt], spoilt[by_pt]
-    sigma = _resolutions(measured, seen.radius, seen.lever, np.zeros(len(measured), dtype=bool), detector)
+    sigma = _errors(measured, seen, detector)
     covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
     ndf = 2 * seen.num_hits - 5
     dedx = _dedx(particles, seen.particle, detector.dedx_resolution, rng)
@@ -220,6 +220,19 @@ def _measured(
     measured: FloatArray = middle + shift
     measured[:, 1] = (measured[:, 1] + np.pi) % (2 * np.pi) - np.pi
     return measured
+
+
+def _errors(measured: FloatArray, seen: _Seen, detector: DetectorModel) -> FloatArray:
+    """Standard deviations (n, 5) as a fit to a hadron's hits gives them: those of the curvature that is to be expected, given the measured.
+
+    Its mean square is that of the measured value plus its variance. A short track that happens to look straight is not known to have the
+    momentum that it seems to have, and so not to scatter as little.
+    """
+    is_electron = np.zeros(len(measured), dtype=bool)
+    omega_error = _resolutions(measured, seen.radius, seen.lever, is_electron, detector)[:, 2]
+    expected = measured.copy()
+    expected[:, 2] = np.hypot(measured[:, 2], omega_error)
+    return _resolutions(expected, seen.radius, seen.lever, is_electron, detector)
 
 
 def _resolutions(

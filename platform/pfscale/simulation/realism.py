@@ -103,7 +103,7 @@ def measure(events: DetectorEvents, detector: DetectorModel) -> Realism:
 
 @dataclass(frozen=True)
 class Pulls:
-    """(measured - true) / error of D0, phi, omega, Z0, tanLambda of some tracks: half the central 68% (5), and omega's part beyond FAR_PULL."""
+    """(measured - true) / error of D0, phi, omega, Z0, tanLambda : half the central 68% (5), and omega's part beyond FAR_PULL."""
 
     number: int
     widths: tuple[float, ...]

@@ -17,7 +17,7 @@ import uproot
 from numpy.typing import NDArray
 
 from pfscale.edm4hep.branches import Branches
-from pfscale.edm4hep.detectors import DETECTORS, detectors_of
+from pfscale.edm4hep.detectors import DETECTORS, Detector, detectors_of
 from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation, collection_id, is_numbered
 from pfscale.edm4hep.parsing import quick_parsing
 from pfscale.errors import InputFileError, PfscaleError, closest
@@ -331,3 +331,16 @@ def _own_metadata(file: Any) -> dict[str, str]:
     tree = file[OWN_METADATA]
     keys, values = (ak.flatten(tree[branch].array(), axis=None).to_list() for branch in ("key", "value"))
     return dict(zip(keys, values, strict=True))
+
+
+def require_detector(source: EventSource, detector: Detector) -> None:
+    """Checks a file that says of which detector it is.
+
+    Raises:
+        InputFileError: it is of another one.
+    """
+    said = source.metadata.get("detector", detector.name)
+    if said != detector.name:
+        raise InputFileError(
+            f"the file says that it is from '{said}', not '{detector.name}'", where=source.path, hint=f"give --detector {said}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_the_rate_rises_falls_and_ends_with_the_run() -> None:
     assert max(rates) == rates[20] == 1.0
     assert rates[0] == pytest.approx(1 / 20)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-    assert all(a >= b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
 def test_norms_and_biases_do_not_decay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from pfscale.training.session import Alone
 
 TASK, TOKENS, ROUNDS = ReconstructionConfig(), 8192, 7
 WIDE = MlpfConfig(size=3)
-PLATFORM_STEPS = 120
+PLATFORM_STEPS = 60
 CPU = torch.device("cpu")
 
 
@@ -126,8 +127,8 @@ def platform(shards: str, folder: str, workers: str, threads: str) -> dict[str, 
         PretrainConfig(
             model=WIDE,
             data=DataConfig(shards=shards, num_validation_events=200),
-            optimisation=OptimisationConfig(num_steps=PLATFORM_STEPS, learning_rate=1e-4, evaluate_every=60),
-            checkpoint_every=30,
+            optimisation=OptimisationConfig(num_steps=PLATFORM_STEPS, learning_rate=1e-4, evaluate_every=30),
+            checkpoint_every=15,
             run=RunConfig(
                 storage=folder,
                 tracking_uri=f"sqlite:///{folder}/mlflow.db",
@@ -173,6 +174,7 @@ def zero_worker(stage: str, store: str, rank: str) -> dict[str, Any]:
     for _ in range(2):
         engine.accumulate(batch, num_elements=128, is_last=True)
         engine.apply(learning_rate=1e-4)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed is not held, but stays resident
     held = resident_mb() - before
     per_parameter = {0: 16, 1: 8 + 8 / 2, 2: 4 + 12 / 2, 3: 16 / 2}[int(stage)]
     return {"held_mb": held, "peak_mb": peak_memory_mb(CPU) - before, "formula_mb": per_parameter * count / 1e6}
@@ -181,9 +183,9 @@ def zero_worker(stage: str, store: str, rank: str) -> dict[str, Any]:
 def activations(shards: str, recomputes: str) -> dict[str, Any]:
     """Peak memory of a forward and backward pass above what the model holds."""
     events = read(shards, 400)
-    model = Mlpf(WIDE)
+    model = Mlpf(MlpfConfig(size=5))
     model.encoder.recomputes = recomputes == "1"
-    (rows, *_) = cut_evenly(events.lengths, 16_384)
+    (rows, *_) = cut_evenly(events.lengths, TOKENS)
     batch, small = collate(events, rows), collate(events, rows[:1])
 
     def run(b: Batch) -> None:

@@ -85,14 +85,22 @@ def require_resources(bundle: Mapping[str, float], count: int, *, hint: str) -> 
     """
     import ray
 
-    room = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            room += min(int(float(node["Resources"].get(name, 0)) / amount + 1e-6) for name, amount in bundle.items())
+    room = sum(room_on_nodes(bundle).values())
     if room < count:
         each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
         has = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in bundle)
         raise ResourceError(f"{count} workers of {each} each do not fit into the cluster (in all: {has})", hint=hint)
+
+
+def room_on_nodes(bundle: Mapping[str, float]) -> dict[str, int]:
+    """Node -> how many workers with the resources `bundle` each it has room for if nothing else runs; nodes without room are left out."""
+    import ray
+
+    rooms = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            rooms[node["NodeID"]] = min(int(float(node["Resources"].get(name, 0)) / amount + 1e-6) for name, amount in bundle.items())
+    return {node: room for node, room in rooms.items() if room}
 
 
 def is_job_copy() -> bool:

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from ingest_runs import copies, environment, everything, serially
+from kills import children_named, kill_with_children
 from pfscale.shards import ingest as module
 from pfscale.shards import writer
 from pfscale.shards.ingest import ingest
@@ -123,26 +123,9 @@ def start_ingest(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]
         process.wait()
 
 
-def kill_with_children(process: subprocess.Popen[str]) -> None:
-    """kill -9 of a process that a test started and of all that it has started."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=20)
-
-
 def kill_a_worker(draw: random.Random) -> bool:
     """kill -9 of one process that makes shards in the Ray of these tests; False where none does."""
-    workers = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if child.cmdline()[0].startswith("ray::MapBatches"):  # not one of the agents, without which the whole node ends
-                workers.append(child)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-            continue
+    workers = children_named(os.getpid(), "ray::MapBatches")  # not one of the agents, without which the whole node ends
     if not workers:
         return False
     draw.choice(workers).kill()

@@ -6,56 +6,35 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 
-from pfscale.config import RunConfig, dump_yaml
+from pfscale.config import RunConfig
 from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, ShardError, TrainingError
 from pfscale.models.bundle import load_bundle
-from pfscale.models.mlpf import MlpfConfig
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.downstream import DownstreamConfig, downstream, load_head
 from pfscale.training.finetune import FinetuneConfig, finetune
-from pfscale.training.pretrain import PretrainConfig, pretrain
+from pfscale.training.pretrain import pretrain
 from pfscale.training.run import Run
 from pfscale.training.storage import claimed
-
-MODEL = MlpfConfig(width=16, num_layers=1, num_heads=2, dropout=0.1)
-Shards = Callable[..., Path]
-
-
-@pytest.fixture
-def run_config(tmp_path: Path, migrated_database: Path) -> RunConfig:
-    shutil.copy(migrated_database, tmp_path / "mlflow.db")
-    return RunConfig(storage=str(tmp_path / "runs"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", num_workers=0)
-
-
-def config(shards: Path, run: RunConfig, **changes: object) -> PretrainConfig:
-    steps = int(changes.pop("num_steps", 24))
-    values = {
-        "model": MODEL,
-        "engine": TorchEngineConfig(),
-        "optimisation": OptimisationConfig(num_steps=steps, learning_rate=3e-3, evaluate_every=8),
-        "data": DataConfig(shards=str(shards), tokens_per_step=512, num_validation_events=None),
-        "checkpoint_every": 5,  # not at the points that are logged: those must come out the same too
-        "run": run.model_copy(update={"log_every": 4}),
-    }
-    return PretrainConfig(**{**values, **changes})
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    assert run.checkpoint is not None
-    return safetensors.torch.load_file(run.checkpoint / "model.safetensors")
+from training_runs import (
+    MODEL,
+    QUIET_MODEL,
+    Killed,
+    PretrainProcess,
+    Shards,
+    committed_step,
+    config,
+    elsewhere,
+    kill_before_step,
+    tags,
+    weights,
+)
 
 
 def test_loss_falls_and_the_best_model_is_registered(make_shards: Shards, run_config: RunConfig) -> None:
@@ -95,30 +74,12 @@ def test_the_same_config_again_returns_the_finished_run(make_shards: Shards, run
     assert (second.run_id, second.model) == (first.run_id, first.model)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def kill_before_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Ends the first training that comes to this step, in the middle of it."""
-    from pfscale.training.guard import Guard
-
-    check, calls = Guard.check_loss, iter(range(10_000))
-
-    def kill(self: Guard, *args: Any) -> None:
-        if next(calls) == number:
-            raise Killed
-        check(self, *args)
-
-    monkeypatch.setattr(Guard, "check_loss", kill)
-
-
 @pytest.mark.parametrize("kill_at", [1, 6, 13])
 def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
     make_shards: Shards, run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     """Catches a data position, optimizer state, schedule, dropout or best model that is lost in a checkpoint."""
-    unbroken = pretrain(config(make_shards(), run_config.model_copy(update={"storage": str(tmp_path / "other"), "experiment": "other"})))
+    unbroken = pretrain(elsewhere(config(make_shards(), run_config), tmp_path / "other"))
     kill_before_step(monkeypatch, kill_at)
     with pytest.raises(Killed):
         pretrain(config(make_shards(), run_config))
@@ -290,11 +251,10 @@ def test_a_cluster_that_is_not_there_is_an_error_not_a_hang(
 
 def test_workers_and_engines_give_the_same_loss_trace(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
     """Catches a physics that depends on the number of workers: means of means, batches planned per worker, another clipping."""
-    quiet = MODEL.model_copy(update={"dropout": 0.0})  # dropout masks differ between workers
     traces = []
     for workers, engine in ((0, TorchEngineConfig()), (0, DeepSpeedEngineConfig(zero_stage=3)), (2, DeepSpeedEngineConfig(zero_stage=1))):
         changes = {"num_workers": workers, "cpus_per_worker": 0.5, "storage": str(tmp_path / f"storage_{len(traces)}")}
-        traces.append(pretrain(config(make_shards(), run_config.model_copy(update=changes), model=quiet, engine=engine)).history)
+        traces.append(pretrain(config(make_shards(), run_config.model_copy(update=changes), model=QUIET_MODEL, engine=engine)).history)
     for other in traces[1:]:
         for kind in ("train", "validation"):
             np.testing.assert_allclose(np.array(other[kind]), np.array(traces[0][kind]), rtol=2e-5)
@@ -304,51 +264,18 @@ def test_a_driver_that_is_killed_resumes_from_its_last_checkpoint(make_shards: S
     """Catches a kill -9 that loses the run: the same command again must go on, to the result of an unbroken run."""
     run = run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5})
     wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=300, checkpoint_every=10)
-    path = tmp_path / "pretrain.yaml"
-    path.write_text(dump_yaml(wanted))
-    command = [sys.executable, "-c", "from pfscale.cli import main; main()", "pretrain", str(path)]
-    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path.parent.parent)}
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
-    _wait_for_checkpoint(tmp_path / "runs", first)
-    os.killpg(first.pid, signal.SIGKILL)
+    first = PretrainProcess(wanted, tmp_path / "process")
+    first.wait_until(lambda: committed_step(tmp_path / "runs") > 0, "a checkpoint")
+    os.killpg(first.process.pid, signal.SIGKILL)
     first.wait()
-    committed = _committed_steps(tmp_path / "runs")
+    committed = committed_step(tmp_path / "runs")
     assert 0 < committed < 300
-    second = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
+    second = PretrainProcess(wanted, tmp_path / "process")
+    assert second.wait() == 0, second.log.read_text()
     (record,) = (tmp_path / "runs").glob("*/run.json")
     resumed = json.loads(record.read_text())
-    assert int(_tag(run, resumed["run_id"], "pfscale.resumed_from_step")) >= committed
-    other = wanted.run.model_copy(update={"storage": str(tmp_path / "other"), "experiment": "other"})
-    unbroken = pretrain(wanted.model_copy(update={"run": other}))
+    assert int(tags(run, resumed["run_id"])["pfscale.resumed_from_step"]) >= committed
+    assert committed_step(tmp_path / "runs") == 300
+    assert len(list((tmp_path / "runs").glob("*-train/checkpoint_*/"))) == wanted.keep_checkpoints
+    unbroken = pretrain(elsewhere(wanted, tmp_path / "other"))
     np.testing.assert_allclose(resumed["history"]["train"], np.array(unbroken.history["train"]), rtol=1e-6)
-
-
-def _tag(run: RunConfig, run_id: str, name: str) -> str:
-    from mlflow import MlflowClient
-
-    return MlflowClient(run.tracking_uri).get_run(run_id).data.tags[name]
-
-
-def _wait_for_checkpoint(storage: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if _committed_steps(storage) > 0:
-            return
-        if process.poll() is not None:
-            assert process.stdout is not None
-            pytest.fail(f"the run ended before it was killed:\n{process.stdout.read().decode()}")
-        time.sleep(0.05)
-    pytest.fail("no checkpoint within three minutes")
-
-
-def _committed_steps(storage: Path) -> int:
-    """The step of the last checkpoint that Ray's own bookkeeping counts as there."""
-    steps = [0]
-    for snapshot in storage.glob("*-train/checkpoint_manager_snapshot.json"):
-        try:
-            found = json.loads(snapshot.read_text())["checkpoint_results"]
-        except (json.JSONDecodeError, KeyError):  # Ray is writing it
-            continue
-        steps += [int(item["metrics"]["step"]) for item in found]
-    return max(steps)

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pfscale.errors import ResourceError
+from pfscale.errors import ConfigError, ResourceError
 from pfscale.models.batch import Batch
 from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
 
@@ -44,7 +45,7 @@ class Engine(Protocol):
         ...
 
     def apply(self, *, learning_rate: float) -> float:
-        """Takes the step with the gradients that were accumulated; their norm. One that is not finite takes no step with plain torch."""
+        """Takes the step with the gradients that were accumulated; their norm. One that is not finite takes no step."""
         ...
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -180,23 +181,25 @@ class DeepSpeedEngine:
         if not dist.is_initialized():  # in the calling process, without Ray: a world of one, which DeepSpeed adopts
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
-        self.zero_stage = config.zero_stage
+        self.zero_stage, self.from_universal = config.zero_stage, from_universal
         self.engine: Any
-        self.engine, _, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer_for(module, optimisation),
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,  # the number of passes may differ from step to step; see accumulate
-                "gradient_clipping": optimisation.clip_norm,
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "steps_per_print": 1_000_000_000,
-                **config.options,
-                "zero_optimization": {**_BUCKETS, **config.options.get("zero_optimization", {}), "stage": config.zero_stage},
-                "checkpoint": {**config.options.get("checkpoint", {}), "load_universal": from_universal},
-            },
-        )
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,  # the number of passes may differ from step to step; see accumulate
+            "gradient_clipping": optimisation.clip_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 1_000_000_000,
+            **config.options,
+            "zero_optimization": {**_BUCKETS, **config.options.get("zero_optimization", {}), "stage": config.zero_stage},
+            "checkpoint": {**config.options.get("checkpoint", {}), "load_universal": from_universal},
+        }
+        try:
+            self.engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer_for(module, optimisation), config=settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"DeepSpeed refuses {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})"
+            raise ConfigError(what, where="engine.options", hint="its options: https://www.deepspeed.ai/docs/config-json") from error
         self.module: nn.Module = self.engine.module
         self.deepspeed = deepspeed
         self.norm: Tensor | None = None
@@ -214,6 +217,9 @@ class DeepSpeedEngine:
     def apply(self, *, learning_rate: float) -> float:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.norm is not None and not math.isfinite(float(self.norm)):  # ZeRO's optimizers see that themselves
+            self.engine.zero_grad()
+            return math.nan
         self.engine.step()
         norm = float(self.norm if self.norm is not None else self.engine.get_global_grad_norm())
         return norm if norm >= 0 else math.nan  # ZeRO's optimizers say -1 of a norm that is not finite
@@ -231,9 +237,26 @@ class DeepSpeedEngine:
         self.engine.save_checkpoint(str(folder), tag=_TAG)
 
     def load(self, folder: Path) -> None:
+        own = [{name: value for name, value in group.items() if name != "params"} for group in self.engine.optimizer.param_groups]
         path, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
         if path is None:
             raise ResourceError("DeepSpeed could not load its checkpoint", where=str(folder))
+        if self.from_universal:
+            _mend_universal(self.engine.optimizer.optimizer, own)
+
+
+def _mend_universal(optimizer: torch.optim.Optimizer, own: list[dict[str, Any]]) -> None:
+    """Undoes what ZeRO-3 makes of a universal checkpoint: it gives all groups the first one's weight decay, and all states one tensor
+    as their number of steps, which then counts each step once per state.
+
+    Args:
+        own: the groups' settings before.
+    """
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].clone()
 
 
 def needs_universal(config: TorchEngineConfig | DeepSpeedEngineConfig, *, saved_by: int, world_size: int) -> bool:

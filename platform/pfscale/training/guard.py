@@ -30,13 +30,21 @@ class Guard:
 
     Args:
         recent: losses of the steps before, of a run that is resumed.
+        data: hash of the data set.
         save_model: writes the model as it is now to a folder (collective).
     """
 
     def __init__(
-        self, config: TrainingConfig, folder: Path, recent: list[float], *, save_model: Callable[[Path], None], is_first: bool
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        recent: list[float],
+        *,
+        data: str,
+        save_model: Callable[[Path], None],
+        is_first: bool,
     ) -> None:
-        self.config, self.folder, self.save_model, self.is_first = config, folder, save_model, is_first
+        self.config, self.folder, self.data, self.save_model, self.is_first = config, folder, data, save_model, is_first
         self.recent: deque[float] = deque(recent, maxlen=config.guard.window)
 
     def check_loss(self, number: int, step: Step, terms: dict[str, float]) -> None:
@@ -68,10 +76,11 @@ class Guard:
         folder.mkdir(parents=True, exist_ok=True)
         self.save_model(folder / MODEL)
         if self.is_first:
-            found = {"what": what, "step": number, **numbers, "events": step.events.tolist(), "uid": [f"{u:016x}" for u in step.uid]}
+            events = {"data": self.data, "events": step.events.tolist(), "uid": step.uid.tolist()}
+            found = {"what": what, "step": number, **numbers, **events}
             (folder / INCIDENT).write_text(json.dumps(found, indent=1))
             (folder / CONFIG).write_text(dump_yaml(self.config))
-        named = ", ".join(f"{u:016x}" for u in step.uid[:_EVENTS_NAMED])
+        named = ", ".join(f"uid:{u}" for u in step.uid[:_EVENTS_NAMED])
         more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
         hint = f"see which events did it: python -m pfscale.training.replay {folder}"
         if "jumps" in what:
@@ -107,6 +116,23 @@ def explained_memory(step: Step) -> Iterator[None]:
             fitting = max(64, longest, largest // 2)
             hint = f"data.tokens_per_pass={fitting} gives the same result in parts; recompute_activations=true needs less memory, too"
         raise ResourceError(f"out of memory in a pass of {largest} elements", hint=hint) from error
+
+
+def explained_death(error: BaseException, *, num_elements: int) -> ResourceError | None:
+    """What to tell of Ray's error when a worker process was ended from outside; None where it was not.
+
+    Ray says so in a text only. Its own monitor names memory as the reason; a kill by the kernel leaves no reason behind.
+
+    Args:
+        num_elements: that a worker takes at once.
+    """
+    said = str(error)
+    hint = f"the same command goes on from the last checkpoint; with data.tokens_per_pass={max(64, num_elements // 2)} it needs less memory"
+    if any(words in said for words in ("OUT_OF_MEMORY", "OutOfMemoryError", "running low on memory")):
+        return ResourceError("Ray ended a worker because the machine's memory was full", hint=hint)
+    if "Worker exit type: SYSTEM_ERROR" in said:
+        return ResourceError("a worker process was killed, most likely by the kernel because memory was full (see dmesg)", hint=hint)
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,10 +16,10 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import Config, RunConfig, dump_yaml
-from pfscale.errors import ModelNotFoundError, StoppedError, TrackingError
+from pfscale.errors import ModelNotFoundError, StoppedError, TrackingError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
-from pfscale.ray_cluster import ray_cluster, require_resources
+from pfscale.ray_cluster import ray_cluster
 from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
@@ -27,8 +27,11 @@ from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.tracking.store import shown
 from pfscale.training.checkpoint import BEST, LoopState, read_state
 from pfscale.training.config import TrainingConfig
+from pfscale.training.engine import Weights
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
+from pfscale.training.guard import explained_death
 from pfscale.training.loop import LoopInputs, model_weights, run_loop, validation_events
+from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
@@ -85,36 +88,51 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
 
 def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) -> Run:
     config, manifest = launch.config, index.manifest
-    tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
-    logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags={**tags, "pfscale.backbone": launch.backbone})
-    with ended(logger):
-        logged = loggable(config)
-        logger.log_config(dump_yaml(logged))
-        logger.log_json(manifest.model_dump(mode="json"), "manifest.json")
-        logger.log_params(
-            {**flat_params(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}}
-        )
-        # Workers start in folders of their own.
-        data = config.data.model_copy(update={"shards": str(Path(config.data.shards).resolve())})
-        inputs = LoopInputs(
-            config=config.model_copy(update={"data": data}),
-            model=launch.model,
-            tracker=tracker,
-            run_id=logger.run_id,
-            folder=folder,
-            backbone=launch.backbone_folder,
-            trainable=launch.trainable,
-        )
-        _log.info("%s: %d steps; watch it with: %s", launch.name, config.optimisation.num_steps, logger.link)
-        with told(folder, num_steps=config.optimisation.num_steps), _trained(inputs, folder) as checkpoint:
-            state = read_state(checkpoint)
-            if state.step < config.optimisation.num_steps:
-                hint = "the same command goes on from there"
-                raise StoppedError(f"stopped as asked, with a checkpoint at step {state.step}", where=launch.name, hint=hint)
-            weights = safetensors.torch.load_file(checkpoint / BEST)
-        bundle = folder / "model"
-        save_bundle(bundle, launch.model, model_weights(weights), _card(launch, index, state))
-        return _finish(launch, tracker, logger, index, bundle, state)
+    with ray_cluster() if config.run.num_workers else nullcontext():
+        longest = int(index.num_elements.max())
+        preflight(config, launch.model, folder, tracker.uri, longest=longest)
+        tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
+        logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags={**tags, "pfscale.backbone": launch.backbone})
+        with ended(logger):
+            _log_inputs(launch, logger, index)
+            weights, state = _trained(launch, tracker, logger, folder)
+            bundle = folder / "model"
+            save_bundle(bundle, launch.model, model_weights(weights), _card(launch, index, state))
+            return _finish(launch, tracker, logger, index, bundle, state)
+
+
+def _log_inputs(launch: Launch, logger: RunLogger, index: EventIndex) -> None:
+    logged = loggable(launch.config)
+    logger.log_config(dump_yaml(logged))
+    logger.log_json(index.manifest.model_dump(mode="json"), "manifest.json")
+    logger.log_params({**flat_params(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
+
+
+def _trained(launch: Launch, tracker: Tracker, logger: RunLogger, folder: Path) -> tuple[Weights, LoopState]:
+    """The best weights and the final state of the finished training.
+
+    Raises:
+        StoppedError: it was asked to stop.
+    """
+    config = launch.config
+    # Workers start in folders of their own.
+    data = config.data.model_copy(update={"shards": str(Path(config.data.shards).resolve())})
+    inputs = LoopInputs(
+        config=config.model_copy(update={"data": data}),
+        model=launch.model,
+        tracker=tracker,
+        run_id=logger.run_id,
+        folder=folder,
+        backbone=launch.backbone_folder,
+        trainable=launch.trainable,
+    )
+    _log.info("%s: %d steps; watch it with: %s", launch.name, config.optimisation.num_steps, logger.link)
+    with told(folder, num_steps=config.optimisation.num_steps), _last_checkpoint(inputs, folder) as checkpoint:
+        state = read_state(checkpoint)
+        if state.step < config.optimisation.num_steps:
+            hint = "the same command goes on from there"
+            raise StoppedError(f"stopped as asked, with a checkpoint at step {state.step}", where=launch.name, hint=hint)
+        return safetensors.torch.load_file(checkpoint / BEST), state
 
 
 def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventIndex, bundle_folder: Path, state: LoopState) -> Run:
@@ -183,56 +201,75 @@ def ended(logger: RunLogger) -> Iterator[None]:
 
 
 @contextmanager
-def _trained(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
-    """The folder of the last checkpoint of the finished training."""
-    run = inputs.config.run
-    if run.num_workers == 0:
-        session = LocalSession(folder, keep=inputs.config.keep_checkpoints)
+def _last_checkpoint(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
+    """Trains, and gives the folder of the last checkpoint."""
+    if inputs.config.run.num_workers:
         with stop_on_sigterm(folder):
-            run_loop(inputs, session)
-        with session.latest() as checkpoint:
-            assert checkpoint is not None
-            yield checkpoint
+            result = _fit(inputs, folder)
+        with result.checkpoint.as_directory() as checkpoint:
+            yield Path(checkpoint)
         return
+    session = LocalSession(folder, keep=inputs.config.keep_checkpoints)
+    with stop_on_sigterm(folder):
+        run_loop(inputs, session)
+    with session.latest() as latest:
+        assert latest is not None
+        yield latest
+
+
+def _fit(inputs: LoopInputs, folder: Path) -> Any:
+    """Ray Train's result."""
     # Ray's controller asks for news this often; the default of 2 s is the price of every checkpoint.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray.train
     import ray.train.torch
 
-    with ray_cluster():
-        bundle = {"CPU": run.cpus_per_worker, **({"GPU": 1.0} if run.use_gpu else {})}
-        require_resources(bundle, run.num_workers, hint="lower run.num_workers or run.cpus_per_worker, or set run.use_gpu=false")
-        trainer = ray.train.torch.TorchTrainer(
-            _worker,
-            train_loop_config={"inputs": inputs},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=run.num_workers,
-                use_gpu=run.use_gpu,
-                resources_per_worker=bundle,
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"{folder.name}-train",
-                storage_path=str(folder.parent),
-                failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=inputs.config.keep_checkpoints),
-            ),
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
-        )
-        with stop_on_sigterm(folder):
-            result = trainer.fit()
-        with result.checkpoint.as_directory() as checkpoint:
-            yield Path(checkpoint)
+    run = inputs.config.run
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"inputs": inputs},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.num_workers,
+            use_gpu=run.use_gpu,
+            resources_per_worker=worker_resources(inputs.config),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{folder.name}-train",
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=inputs.config.keep_checkpoints),
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        num_elements = inputs.config.data.tokens_per_pass or inputs.config.data.tokens_per_step // run.num_workers
+        death = explained_death(error, num_elements=num_elements)
+        if death is None:
+            raise
+        raise death from error
+    if isinstance(result.return_value, TrainingError):
+        raise result.return_value
+    return result
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """What a Ray Train worker runs. Whatever goes wrong is raised: Ray then ends the others, which would else wait for this one."""
+def _worker(config: dict[str, Any]) -> TrainingError | None:
+    """What a Ray Train worker runs. What goes wrong here alone is raised: Ray ends the others, which would else wait, and tries again.
+
+    A TrainingError is one that all workers agree on, and that would come again: it is returned.
+    """
     import torch
 
     inputs: LoopInputs = config["inputs"]
     run = inputs.config.run
     torch.set_num_threads(run.threads_per_worker or max(1, int(run.cpus_per_worker)))
-    run_loop(inputs, RaySession(inputs.folder))
+    try:
+        run_loop(inputs, RaySession(inputs.folder))
+    except TrainingError as error:
+        return error
+    return None
 
 
 def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes: list[str]) -> ModelVersion | None:

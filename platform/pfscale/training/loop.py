@@ -106,7 +106,14 @@ class _Training:
         self.best, self.averaged = restored.best, restored.averaged
         self.recent = _Recent(self.state, session)
         self.meter = Meter(module.model, session, precision=self.config.precision)
-        self.guard = Guard(self.config, inputs.folder, self.state.losses, save_model=self._save_model, is_first=session.rank == 0)
+        self.guard = Guard(
+            self.config,
+            inputs.folder,
+            self.state.losses,
+            data=index.manifest.hash,
+            save_model=self._save_model,
+            is_first=session.rank == 0,
+        )
         self.committed = self.resumed_from = self.state.step
 
     def run(self) -> None:

@@ -6,6 +6,7 @@ waits for the state to be written to a local disk, not for it to be stored.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -130,6 +131,11 @@ class RaySession:
         self.device: torch.device = ray.train.torch.get_device()
         self.run_folder = folder
         self.uploading: list[Path] = []
+        self.draft_prefix = f"pfscale-checkpoint-{hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()}-"
+        if self.local_rank == 0:
+            # What workers left that were killed while they wrote. Nobody commits before all have taken a step together.
+            for stale in Path(tempfile.gettempdir()).glob(f"{self.draft_prefix}*"):
+                shutil.rmtree(stale)
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -150,7 +156,7 @@ class RaySession:
         while len(self.uploading) >= _UPLOADS_AT_ONCE:  # a storage that is slower than we write must not fill the disk
             time.sleep(0.05)
             self.uploading = [folder for folder in self.uploading if folder.exists()]
-        folder = Path(tempfile.mkdtemp(prefix="pfscale-checkpoint-"))
+        folder = Path(tempfile.mkdtemp(prefix=self.draft_prefix))
         yield folder
         ray.train.report(
             dict(metrics),

@@ -1,0 +1,102 @@
+"""A training that stops itself says which events did it, and the incident can be looked into."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pfscale.config import RunConfig
+from pfscale.errors import InputFileError, ShardError, TrainingError
+from pfscale.shards.inspect import inspect
+from pfscale.training.config import GuardConfig
+from pfscale.training.pretrain import PretrainConfig, pretrain
+from pfscale.training.replay import main, replay
+from training_runs import Shards, config
+
+GUILTY = 40  # of the synthetic events; a training event
+
+
+def damaged(shards: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a data set in which one event was changed."""
+    shutil.copytree(shards, folder)
+    path = folder / "events_000000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    assert rows[GUILTY]["event"]["split"] == "train"
+    change(rows[GUILTY])
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path, row_group_size=32)
+    return folder
+
+
+def wild_target(row: dict[str, Any]) -> None:
+    row["cluster_target"][0] |= {"class": 2, "pt": 1e4, "energy": 1e30, "eta": 0.0, "sin_phi": 0.0, "cos_phi": 1.0}
+
+
+def infinite_feature(row: dict[str, Any]) -> None:
+    row["cluster"][0]["et"] = float("inf")
+
+
+def missing_target(row: dict[str, Any]) -> None:
+    row["cluster_target"][0] |= {"class": 2, "pt": float("nan")}
+
+
+def training_on(shards: Path, run: RunConfig) -> PretrainConfig:
+    return config(shards, run, num_steps=60, guard=GuardConfig(spike_factor=3.0, window=5))
+
+
+@pytest.mark.parametrize(("change", "text"), [(wild_target, "jumps"), (missing_target, "not finite"), (infinite_feature, "not finite")])
+def test_the_guilty_event_is_found(
+    make_shards: Shards,
+    run_config: RunConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], None],
+    text: str,
+) -> None:
+    """Catches a training that goes through a wild event, an incident that cannot be replayed, and the wrong event on top."""
+    shards = damaged(make_shards(), tmp_path / "shards", change)
+    with pytest.raises(TrainingError, match=text) as stopped:
+        pretrain(training_on(shards, run_config))
+    (folder,) = (tmp_path / "runs").glob("*/incident-*")
+    assert str(folder) in str(stopped.value.hint)
+    incident = replay(folder)
+    assert incident.events[0].uid == GUILTY
+    assert len(incident.events) == len(json.loads((folder / "incident.json").read_text())["uid"])
+    capsys.readouterr()
+    assert main([str(folder), "--count", "1"]) == 0
+    said = capsys.readouterr().out
+    command = next(line for line in said.splitlines() if "pfscale inspect" in line)
+    assert f"synthetic:{GUILTY}" in said
+    assert inspect(command.split("pfscale inspect ")[1].split(" --event ")[0], command.split(" --event ")[1].strip())
+
+
+def test_an_incident_is_not_replayed_on_other_data(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches the losses of events that the training never saw."""
+    shards = damaged(make_shards(), tmp_path / "shards", missing_target)
+    with pytest.raises(TrainingError):
+        pretrain(training_on(shards, run_config))
+    (folder,) = (tmp_path / "runs").glob("*/incident-*")
+    with pytest.raises(ShardError, match="another data set"):
+        replay(folder, shards=str(make_shards(seed=9)))
+    (folder / "incident.json").write_text('{"what": ')
+    with pytest.raises(InputFileError, match="no complete incident"):
+        replay(folder)
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "incident" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_incident_in_a_worker_is_not_tried_again(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a training that stops itself three times, because Ray takes it for a worker that died."""
+    shards = damaged(make_shards(), tmp_path / "shards", missing_target)
+    with pytest.raises(TrainingError, match="not finite"):
+        pretrain(training_on(shards, run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5})))

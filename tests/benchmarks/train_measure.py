@@ -105,7 +105,7 @@ def bare(shards: str) -> dict[str, Any]:
     index = load_index(shards)
     steps = training_steps(index, select_events(index, "train"), DataConfig(shards=shards), Alone(), seed=1, start=0)
     batches = [next(steps).passes[0] for _ in range(PLATFORM_STEPS)]
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     torch.manual_seed(1)
     model = Mlpf(WIDE)
     model.encoder.standardise.fit(batches[0].features_TF.numpy(), batches[0].is_track_T.numpy())

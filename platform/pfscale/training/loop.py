@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,27 +117,33 @@ class _Training:
         self.committed = self.resumed_from = self.state.step
 
     def run(self) -> None:
-        config, last = self.config, self.config.optimisation.num_steps
-        steps = training_steps(self.index, self.train, config.data, self.session, seed=config.seed, start=self.state.step)
-        is_stopping = False
-        while self.state.step < last and not is_stopping:
-            with self.meter.time(DATA):
-                step = next(steps)
-            with self.meter.time(WORK), explained_memory(step):
-                is_stopping = self._step(step)
-            self.meter.count(step.lengths.tolist())
-            if self.state.step % config.run.log_every == 0 or self.state.step == last:
-                with self.meter.time(LOGGING):
-                    self._log()
-            if self.state.step % config.optimisation.evaluate_every == 0 or self.state.step == last:
-                with self.meter.time(EVALUATION):
-                    self._evaluate()
-            if self.state.step - self.committed >= config.checkpoint_every or self.state.step == last or is_stopping:
-                with self.meter.time(CHECKPOINT):
-                    self._commit()
+        start, seed = self.state.step, self.config.seed
+        with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=start)) as steps:
+            is_ending = start >= self.config.optimisation.num_steps
+            while not is_ending:
+                with self.meter.time(DATA):
+                    step = next(steps)
+                with self.meter.time(WORK), explained_memory(step):
+                    is_stopping = self._step(step)
+                self.meter.count(step.lengths.tolist())
+                is_ending = is_stopping or self.state.step == self.config.optimisation.num_steps
+                self._between_steps(is_stopping=is_stopping)
         with self.meter.time(CHECKPOINT):
             self.session.finish()
-        steps.close()  # type: ignore[attr-defined]
+
+    def _between_steps(self, *, is_stopping: bool) -> None:
+        """Logs, evaluates and commits where it is time to."""
+        config, step = self.config, self.state.step
+        is_last = step == config.optimisation.num_steps
+        if step % config.run.log_every == 0 or is_last:
+            with self.meter.time(LOGGING):
+                self._log()
+        if step % config.optimisation.evaluate_every == 0 or is_last:
+            with self.meter.time(EVALUATION):
+                self._evaluate()
+        if step - self.committed >= config.checkpoint_every or is_last or is_stopping:
+            with self.meter.time(CHECKPOINT):
+                self._commit()
 
     def _step(self, step: Step) -> bool:
         """One optimizer step; whether the run was asked to stop after it (agreed on by all workers)."""
@@ -169,7 +175,8 @@ class _Training:
         if self.logger is None:
             return
         done = {"epoch": self.state.events / len(self.train), "learning_rate": learning_rate(self.config.optimisation, self.state.step - 1)}
-        self.logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **done, **self.meter.metrics()}, step=self.state.step)
+        speed = self.meter.metrics()
+        self.logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **done, **speed}, step=self.state.step)
         validation = self.state.history["validation"]
         write_progress(
             self.inputs.folder,
@@ -177,7 +184,7 @@ class _Training:
             resumed_from=self.resumed_from,
             loss=means["loss"],
             validation_loss=validation[-1][1] if validation else None,
-            elements_per_second=self.meter.metrics()["elements_per_second"],
+            elements_per_second=speed["elements_per_second"],
         )
 
     def _evaluate(self) -> None:

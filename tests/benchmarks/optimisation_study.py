@@ -20,10 +20,10 @@ NUM_STEPS = 400
 RATES = {1: (1e-3, 2e-3, 4e-3, 8e-3), 2: (5e-4, 1e-3, 2e-3, 4e-3), 3: (5e-4, 1e-3, 2e-3)}  # size -> peak learning rates
 BALANCES: dict[str, dict[str, float]] = {
     "default": {},
-    "presence / 3": {"presence_weight": 10 / 3},
-    "pt and energy x 3": {"pt_weight": 3.0, "energy_weight": 3.0},
-    "angles x 4": {"eta_weight": 0.2, "phi_weight": 0.2},
-    "angles / 5 (the reference's ratio)": {"eta_weight": 0.01, "phi_weight": 0.01},
+    "presence / 10": {"presence_weight": 1.0},
+    "pt and energy x 10": {"pt_weight": 10.0, "energy_weight": 10.0},
+    "pt and energy x 30": {"pt_weight": 30.0, "energy_weight": 30.0},
+    "pt and energy x 10, angles x 4": {"pt_weight": 10.0, "energy_weight": 10.0, "eta_weight": 0.2, "phi_weight": 0.2},
 }
 METRICS = {  # name -> (heading, digits)
     "mlpf/jet_response_iqr_over_median": ("jet IQR / median", 4),
@@ -64,7 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--sizes", type=int, nargs="*", default=sorted(RATES))
+    parser.add_argument("--sizes", type=int, nargs="*", default=sorted(RATES), help="whose learning rates are varied")
+    parser.add_argument("--seeds", type=int, nargs="*", default=(1, 2), help="of the weights of the loss")
     given = parser.parse_args()
     shards, folder = given.shards.resolve(), given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def main() -> None:
 
     print(f"\n| weights of the loss | validation loss (seeds; not comparable) | {headings} |\n|---|---|---|---|", flush=True)
     for name, weights in BALANCES.items():
-        found = [train(shards, folder, size=1, learning_rate=None, seed=seed, **weights) for seed in (1, 2)]
+        found = [train(shards, folder, size=1, learning_rate=None, seed=seed, **weights) for seed in given.seeds]
         results["balances"].append({"name": name, "runs": found})
         print(f"| {name} | {cells(found)} |", flush=True)
     (folder / "optimisation.json").write_text(json.dumps(results, indent=1))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from padded_reference import PaddedBatch, PaddedMlpf
 
 from pfscale.config import RunConfig
@@ -44,10 +45,16 @@ def read(shards: str, num_events: int) -> RaggedEvents:
     return read_events(index, np.random.default_rng(1).permutation(members)[:num_events], LEARNING_COLUMNS)
 
 
-def rates(shards: str, width: str, heads: str) -> dict[str, Any]:
-    """Elements/s of the same network on packed, padded and dense batches, measured in turn; best of the rounds."""
+def rates(shards: str, lengths: str, width: str, heads: str) -> dict[str, Any]:
+    """Elements/s of the same network on packed, padded and dense batches, measured in turn; best of the rounds.
+
+    Args:
+        lengths: `own`, or `broad` for events of other lengths (`broad_lengths`).
+    """
     torch.manual_seed(1)
-    events = read(shards, 640)
+    events = read(shards, 1280)
+    if lengths == "broad":
+        events = with_lengths(events, broad_lengths(1280))
     model = Mlpf(MlpfConfig(width=int(width), num_layers=3, num_heads=int(heads)))
     model.encoder.standardise.fit(events.features, events.is_track)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -58,7 +65,8 @@ def rates(shards: str, width: str, heads: str) -> dict[str, Any]:
 
     packed = [collate(events, np.sort(rows)[np.argsort(events.lengths[rows])]) for rows in cut_evenly(events.lengths, TOKENS)]
     of_64 = [PaddedBatch(events, np.arange(64 * i, 64 * i + 64)) for i in range(10)]
-    equal = equal_events(events, round(float(events.lengths.mean())), TOKENS)
+    mean = round(float(events.lengths.mean()))
+    equal = PaddedBatch(with_lengths(events, np.full(TOKENS // mean, mean)), np.arange(TOKENS // mean))
     losses: dict[str, list[tuple[Callable[[], torch.Tensor], int]]] = {
         "ours": [(lambda b=b: ours_loss(b), b.num_elements) for b in packed],
         "padded": [(lambda b=b: b.loss(padded, TASK), b.num_elements) for b in of_64],
@@ -78,8 +86,8 @@ def rates(shards: str, width: str, heads: str) -> dict[str, Any]:
                 optimizer.step()
             speed = sum(count for _, count in chosen) / (time.perf_counter() - begin)
             best[name] = max(best.get(name, 0.0), speed) if number else 0.0
-    lengths = [n for b in packed[:4] for n in b.lengths]
-    flops_per_element = training_flops(model, lengths) / sum(lengths)
+    measured = [n for b in packed[:4] for n in b.lengths]
+    flops_per_element = training_flops(model, measured) / sum(measured)
     longest = [events.lengths[64 * i : 64 * i + 64].max() for i in range(10)]
     return {
         **best,
@@ -90,14 +98,19 @@ def rates(shards: str, width: str, heads: str) -> dict[str, Any]:
     }
 
 
-def equal_events(events: RaggedEvents, length: int, tokens: int) -> PaddedBatch:
-    """Events cut or joined to equal lengths: no padding, no mask."""
-    count = tokens // length
-    total = count * length
-    offsets = np.arange(count + 1) * length
+def with_lengths(events: RaggedEvents, lengths: NDArray[np.int64]) -> RaggedEvents:
+    """The same elements cut into events of other lengths; as many events as there are elements for."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = offsets[offsets <= len(events.is_track)]
+    total = int(offsets[-1])
     targets = {name: values[:total] for name, values in events.targets.items()}
-    same = RaggedEvents(offsets, events.features[:total], events.is_track[:total], targets, events.uid[:count], events.table)
-    return PaddedBatch(same, np.arange(count))
+    return RaggedEvents(offsets, events.features[:total], events.is_track[:total], targets, events.uid[: len(offsets) - 1], events.table)
+
+
+def broad_lengths(count: int) -> NDArray[np.int64]:
+    """20 to 400 elements, 100 on average: few as in two jets, many as in six with beam background."""
+    drawn = np.random.default_rng(1).lognormal(np.log(85), 0.6, count)
+    return np.clip(np.rint(drawn), 20, 400).astype(np.int64)
 
 
 def bare(shards: str) -> dict[str, Any]:

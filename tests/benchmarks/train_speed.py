@@ -29,10 +29,12 @@ def measured(what: str, *arguments: object, threads: int = 2) -> Results:
 
 
 def rates(shards: Path, folder: Path) -> str:
-    """Ours, the padded reference and a dense batch, at both widths."""
+    """Ours, the padded reference and a dense batch, at both widths, on the data set's events and on such of a broad range of lengths."""
     del folder
-    found = {width: measured("rates", shards, width, heads) for width, heads in ((128, 8), (256, 16))}
-    lines = ["| 3 layers, 2 threads, fp32, forward + backward + AdamW | width 128, 8 heads | width 256, 16 heads |", "|---|---|---|"]
+    shapes = {"width 128, 8 heads": (128, 8), "width 256, 16 heads": (256, 16)}
+    choices = {"own": "", "broad": ", broad lengths"}
+    found = {f"{name}{label}": measured("rates", shards, key, *shape) for key, label in choices.items() for name, shape in shapes.items()}
+    lines = [f"| 3 layers, 2 threads, fp32, forward + backward + AdamW | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
 
     def row(label: str, value: Callable[[Results], str]) -> None:
         lines.append(f"| {label} | {' | '.join(value(r) for r in found.values())} |")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,8 @@ def everything(folder: Path) -> dict[str, bytes]:
 def environment() -> dict[str, str]:
     """For a process of its own that imports this module, or a test file of these."""
     here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here / "integration"))), "OMP_NUM_THREADS": "1"}
+    path = [str(here), str(here / "integration"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
 def serially(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,5 +51,12 @@ def serially(monkeypatch: pytest.MonkeyPatch) -> None:
     def in_order(items: list[Any], function: Callable[[Any], Any], **_: object) -> Iterator[tuple[int, Any]]:
         return ((number, function(item)) for number, item in enumerate(items))
 
-    for name, value in {"map_unordered": in_order, "ray_cluster": nullcontext, "count_workers": lambda _: (1, 1.0)}.items():
+    replaced = {
+        "map_unordered": in_order,
+        "ray_cluster": nullcontext,
+        "count_workers": lambda _: (1, 1.0),
+        "ImportAhead": lambda *_: SimpleNamespace(wait=lambda: None),
+        "is_running": lambda: False,
+    }
+    for name, value in replaced.items():
         monkeypatch.setattr(module, name, value)

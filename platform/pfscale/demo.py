@@ -218,10 +218,15 @@ def _figures(result: DemoResult) -> None:
     """Writes the demo's figures, and their numbers, to <output>/figures."""
     from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
     from pfscale.training.display import show_event
+    from pfscale.training.launch import references
 
     folder = result.output / "figures"
     folder.mkdir(exist_ok=True)
-    drawn = {"pretraining.png": learning_curves(result.pretraining.history, title="pre-training on CLIC-like ttbar, 380 GeV")}
+    drawn = {
+        "pretraining.png": learning_curves(
+            result.pretraining.history, references=references(result.pretraining.metrics), title="pre-training on CLIC-like ttbar, 380 GeV"
+        )
+    }
     for metric, label, unit in (
         ("validation_loss", "validation loss", ""),
         ("mlpf/jet_response_iqr_over_median", "jet response IQR / median", ""),

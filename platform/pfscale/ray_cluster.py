@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -40,6 +41,12 @@ def ray_cluster(*, num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def is_running() -> bool:
+    """Whether this process is in a Ray cluster already."""
+    ray = sys.modules.get("ray")  # not imported for that: it takes half a second
+    return ray is not None and ray.is_initialized()
 
 
 def _start(num_cpus: int | None) -> None:

@@ -20,7 +20,8 @@ from pfscale.shards.dataset import load_index
 from pfscale.shards.ingest import ingest
 from pfscale.shards.lock import LOCK_FILE
 from pfscale.shards.manifest import MANIFEST_FILE, REQUEST_FILE, load_manifest
-from pfscale.shards.storage import UNFINISHED
+from pfscale.shards.storage import UNFINISHED, Folder
+from pfscale.shards.writer import Outcome, Unit
 
 # --- disk full
 
@@ -326,6 +327,34 @@ def test_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     manifest = ingest([one, two], detector="idea", output=tmp_path / "different_events")
     assert manifest.num_events == 2 * EVENTS
     assert len({shard.file for shard in manifest.shards}) == 2
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_large_shards_are_begun_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a large shard begun last, for which all other workers wait, and outcomes that are counted to another shard."""
+    begun: list[int] = []
+    write = module.write_or_tell
+
+    def note(unit: Unit, folder: Folder) -> Outcome:
+        begun.append(unit.stop - unit.start)
+        return write(unit, folder)
+
+    monkeypatch.setattr(module, "write_or_tell", note)
+    manifest = ingest(copies(tmp_path / "in", 2), detector="idea", output=tmp_path / "out", rows_per_shard=4)
+    assert begun == [4, 4, 4, 4, 2, 2]
+    assert [(shard.start, shard.stop, shard.num_events) for shard in manifest.shards] == 2 * [(0, 4, 4), (4, 8, 4), (8, 10, 2)]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_process_that_dies_importing_fails_nothing() -> None:
+    """Catches an ingest that ends because a process died before it had any work, which Ray would have given to another."""
+    import ray
+
+    from pfscale.shards.workers import ImportAhead
+
+    imports = ImportAhead(("json",), 1, 0.5)
+    imports._loading.append(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
+    imports.wait()
 
 
 @pytest.mark.usefixtures("cluster")

@@ -194,3 +194,33 @@ def test_interrupted_run_ends_its_tasks_and_leaves_nothing_half(tmp_path: Path) 
     assert all(path.suffix == ".root" for path in tmp_path.iterdir())
     wait_for(lambda: not writers(tmp_path))
     assert all(path.suffix == ".root" for path in tmp_path.iterdir())
+
+
+def test_ctrl_c_in_one_process_exits_with_130(tmp_path: Path) -> None:
+    """Catches: an interrupt inside compiled code that ends in a segmentation fault (139) or another error; unfinished files."""
+    command = [
+        sys.executable,
+        "-c",
+        "from pfscale.cli import main; main()",
+        "simulate",
+        "--process",
+        "ttbar",
+        "--num-events",
+        "20000",
+        "--workers",
+        "1",
+    ]
+    for pause in (0.0, 0.7, 1.3):
+        process = subprocess.Popen(
+            [*command, "--output", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have jobs in the background ignore it
+        )
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*.partial")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 130, process.stderr and process.stderr.read()
+        assert not list(tmp_path.glob("*.partial"))

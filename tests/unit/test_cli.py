@@ -15,7 +15,7 @@ from test_tracking_registry import make_bundle
 
 from pfscale.cli import GATES_FAILED, INTERRUPTED, QUARANTINED, UNEXPECTED, find_user_error, run
 from pfscale.edm4hep.detectors import Detector
-from pfscale.errors import ConfigError, PfscaleError, ShardError, TrackingError
+from pfscale.errors import ConfigError, PfscaleError, ShardError, StoppedError, TrackingError
 from pfscale.tracking.registry import register_model
 from pfscale.tracking.runs import connect
 
@@ -247,8 +247,9 @@ def test_the_readmes_exit_codes_are_all_there_are() -> None:
         QUARANTINED,
         GATES_FAILED,
         INTERRUPTED,
+        StoppedError.exit_code,
     }
-    assert {kind.exit_code for kind in PfscaleError.__subclasses__()} == {PfscaleError.exit_code}
+    assert {kind.exit_code for kind in PfscaleError.__subclasses__()} == {PfscaleError.exit_code, StoppedError.exit_code}
 
 
 def test_detectors_taken_on_trust_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

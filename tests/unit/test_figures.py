@@ -98,6 +98,9 @@ def test_learning_curves_skip_what_is_not_finite() -> None:
     assert figure.axes[0].get_yscale() == "log"
     assert numbers["train"]["loss"] == [3.0, None, 0.1]
     render(learning_curves({"train": []})[0])
+    figure, numbers = learning_curves({"train": [(10, 3.0)], "jet_iqr": [(10, 0.2), (20, 0.1)]}, references={"rule-based": 0.05})
+    assert len(figure.axes) == 2
+    assert numbers["jet_iqr"]["iqr_over_median"] == [0.2, 0.1]
 
 
 def test_transfer_curves_take_mean_and_spread_over_seeds() -> None:

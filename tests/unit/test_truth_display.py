@@ -10,7 +10,7 @@ import pytest
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import InputFileError
-from pfscale.report.truth_display import TruthView, curls, main, read_truth_view, truth_display
+from pfscale.report.truth_display import TruthView, curls, forward_ends, main, read_truth_view, truth_display
 
 DATA = Path(__file__).parent.parent / "data"
 CLD = DATA / "cld_zh_nunubb_240_1ev_podio1.2.root"
@@ -48,6 +48,22 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "event.png").stat().st_size > 20_000
     assert main([str(CLD), "--detector", "cld", "--entry", "7", "--output", str(tmp_path / "no.png")]) == 2
     assert "no entry 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["event.foo", "event", "missing/event.png", "."])
+def test_an_output_that_cannot_be_written_is_a_mistake(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a traceback after the event has been read and drawn."""
+    assert main([str(CLD), "--detector", "cld", "--output", str(tmp_path / output)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_tracks_end_where_their_helices_go(view: TruthView) -> None:
+    """Catches: states that a file has extrapolated against the track's direction, drawn as they are: across the event."""
+    assert np.isfinite(view.track_end).all(axis=1).sum() >= 20
+    backwards = np.array([[0.0, 0.1, 3e-5, 0.0, 0.02]])  # omega of 20 GeV at 2 T: hardly bent
+    np.testing.assert_allclose(forward_ends(backwards, np.array([[-2136.0, -240.0, -43.0]]))[0], [2141.0, 193.0, 43.0], atol=60.0)
+    as_it_is = np.array([[2139.0, 145.0, 43.0]])
+    np.testing.assert_array_equal(forward_ends(backwards, as_it_is), as_it_is)
 
 
 def test_entry_must_be_there() -> None:

@@ -195,4 +195,13 @@ def test_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([str(DATA / REAL[0][0]), "--detector", "cld"]) == 0
     assert "warning: cluster-energy" in capsys.readouterr().out
     (tmp_path / "x.root").write_text("no")
-    assert main([str(tmp_path / "x.root"), "--detector", "cld"]) == 1
+    assert main([str(tmp_path / "x.root"), "--detector", "cld"]) == 2
+
+
+def test_another_detector_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches: a file taken for one of a detector that it says it is not of."""
+    with EventFile(tmp_path / "clic.root", {"simulation": "builtin", "detector": "clic"}) as file:
+        file.extend(sample(DETECTORS["clic"], "ttbar", None, None, 2), first_number=0, run_number=0)
+    assert main([str(tmp_path / "clic.root"), "--detector", "clic"]) == 0
+    assert main([str(tmp_path / "clic.root"), "--detector", "cld"]) == 2
+    assert "from 'clic'" in capsys.readouterr().out

@@ -17,8 +17,9 @@ import uproot
 from numpy.typing import NDArray
 
 from pfscale.edm4hep.branches import Branches
-from pfscale.edm4hep.detectors import DETECTORS, detectors_of
+from pfscale.edm4hep.detectors import DETECTORS, Detector, detectors_of
 from pfscale.edm4hep.layout import GENERATIONS, Generation, Kind, Member, Relation, collection_id, is_numbered
+from pfscale.edm4hep.parsing import quick_parsing
 from pfscale.errors import InputFileError, PfscaleError, closest
 from pfscale.remote import is_remote, local_path, read_start, remote_error, without_secrets
 
@@ -295,7 +296,8 @@ def _events_tree(file: Any, where: str) -> Any:
     if classes["events"] == OLD_RNTUPLE:
         hint = "rewrite it with podio >= 1.2 on ROOT >= 6.34, as TTree or RNTuple"
         raise InputFileError("'events' is an RNTuple from before version 1.0, which cannot be read", where=where, hint=hint)
-    tree = file["events"]
+    with quick_parsing():
+        tree = file["events"]
     if tree.num_entries == 0:
         raise InputFileError("the file holds no events", where=where)
     return tree
@@ -329,3 +331,16 @@ def _own_metadata(file: Any) -> dict[str, str]:
     tree = file[OWN_METADATA]
     keys, values = (ak.flatten(tree[branch].array(), axis=None).to_list() for branch in ("key", "value"))
     return dict(zip(keys, values, strict=True))
+
+
+def require_detector(source: EventSource, detector: Detector) -> None:
+    """Checks a file that says of which detector it is.
+
+    Raises:
+        InputFileError: it is of another one.
+    """
+    said = source.metadata.get("detector", detector.name)
+    if said != detector.name:
+        raise InputFileError(
+            f"the file says that it is from '{said}', not '{detector.name}'", where=source.path, hint=f"give --detector {said}"
+        )

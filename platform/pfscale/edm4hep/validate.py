@@ -3,7 +3,8 @@
     python -m pfscale.edm4hep.validate FILE --detector cld
 
 Works on any file that the reader opens. What full simulation does differently on purpose is a warning there, with the reason; in a file of
-the built-in source it is an error. The exit code is 1 if there are errors.
+the built-in source it is an error. The exit code is 1 if there are errors, 2 if a file cannot be read or is
+not of the detector.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pfscale.edm4hep import layout
 from pfscale.edm4hep.candidates import baseline_collection
 from pfscale.edm4hep.detectors import DETECTORS, Detector, find_detector
 from pfscale.edm4hep.layout import Kind, Relation
-from pfscale.edm4hep.reader import EventSource, References, Rows, open_source
+from pfscale.edm4hep.reader import EventSource, References, Rows, open_source, require_detector
 from pfscale.edm4hep.relations import Indices
 from pfscale.errors import PfscaleError
 
@@ -339,26 +340,27 @@ class _Checker:
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> int:
-    """The exit code: 1 if any file has an error, or cannot be read."""
+    """The exit code: 1 if any file has an error; 2 for a mistake of the user: no such detector, a file that is of another or unreadable."""
     parser = argparse.ArgumentParser(prog="python -m pfscale.edm4hep.validate", description="checks the relations of EDM4hep files")
     parser.add_argument("files", nargs="+")
     parser.add_argument("--detector", required=True, help=", ".join(DETECTORS))
     chosen = parser.parse_args(arguments)
-    num_errors = 0
+    num_errors, mistake = 0, 0
     for path in chosen.files:
         try:
             detector = find_detector(chosen.detector)
             with open_source(path) as source:
+                require_detector(source, detector)
                 result = validate(source, detector)
                 say(f"{source.path}: {source.num_entries} entries, {result.num_references} references")
         except PfscaleError as error:
             say(f"error: {error}")
-            num_errors += 1
+            mistake = error.exit_code
             continue
         for finding in result.findings:
             say(f"  {finding}")
         num_errors += len(result.errors)
-    return int(num_errors > 0)
+    return mistake or int(num_errors > 0)
 
 
 if __name__ == "__main__":

@@ -48,24 +48,47 @@ class TransferPoint:
 
 
 @styled
-def learning_curves(history: Mapping[str, Sequence[tuple[float, float]]], *, title: str = "") -> Drawn:
-    """Loss against optimizer step, one curve per entry of `history` ("train", "validation", ...: (step, loss) points)."""
-    figure = new_figure(width=6.4, height=4.4)
-    axes = figure.subplots()
-    drawn: list[float] = []
-    for key, points in history.items():
-        finite = np.array([p for p in points if np.isfinite(p[1])], np.float64).reshape(-1, 2)
-        style = look(key, among=list(history))
-        axes.plot(*finite.T, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4, label=style.label)
-        drawn += finite[:, 1].tolist()
+def learning_curves(
+    history: Mapping[str, Sequence[tuple[float, float]]], *, references: Mapping[str, float] | None = None, title: str = ""
+) -> Drawn:
+    """Loss against optimizer step; below it, where there is such a history, the resolution of jets.
+
+    Args:
+        history: "train", "validation" -> (step, loss) points; "jet_iqr" -> (step, IQR / median of the jets' response).
+        references: reconstruction -> its IQR / median, drawn as lines.
+    """
+    losses, jets = {key: points for key, points in history.items() if key != "jet_iqr"}, history.get("jet_iqr", ())
+    figure = new_figure(width=6.4, height=6.4 if jets else 4.4)
+    axes, *below = figure.subplots(2 if jets else 1, sharex=True, squeeze=False)[:, 0]
+    drawn = [value for key, points in losses.items() for value in _curve(axes, key, points, among=list(losses))]
     if not drawn:
         say_empty(axes, "no losses logged")
     elif min(drawn) > 0 and max(drawn) > 5 * min(drawn):
         axes.set_yscale("log")
-    axes.set(xlabel="Optimizer step", ylabel="Loss", title=title)
+    axes.set(ylabel="Loss", title=title)
     if drawn:
         axes.legend()
-    return figure, {key: {"step": [p[0] for p in points], "loss": [p[1] for p in points]} for key, points in history.items()}
+    for lower in below:
+        _curve(lower, "mlpf", jets, among=())
+        for key, value in (references or {}).items():
+            lower.axhline(value, color=look(key).colour, linestyle=look(key).line, label=look(key).label)
+        lower.set(ylabel="Jet response IQR / median", ylim=(0, None))
+        lower.legend()
+    (below or [axes])[-1].set_xlabel("Optimizer step")
+    names = {"jet_iqr": "iqr_over_median"}
+    numbers: dict[str, Any] = {
+        key: {"step": [p[0] for p in points], names.get(key, "loss"): [p[1] for p in points]} for key, points in history.items()
+    }
+    return figure, {**numbers, **({"references": dict(references)} if references else {})}
+
+
+def _curve(axes: Axes, key: str, points: Sequence[tuple[float, float]], *, among: Sequence[str]) -> list[float]:
+    """Draws the finite points; their values."""
+    finite = np.array([p for p in points if np.isfinite(p[1])], np.float64).reshape(-1, 2)
+    style = look(key, among=among)
+    axes.plot(*finite.T, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4, label=style.label)
+    values: list[float] = finite[:, 1].tolist()
+    return values
 
 
 @styled

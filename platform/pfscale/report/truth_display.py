@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
@@ -26,14 +27,16 @@ from pfscale.edm4hep.detectors import DETECTORS, Detector, find_detector
 from pfscale.edm4hep.elements import AT_CALORIMETER, AT_INTERACTION_POINT, PT_PER_RADIUS, pseudorapidity, state_at, take
 from pfscale.edm4hep.reader import EventSource, open_source
 from pfscale.edm4hep.truth import Deposits, Particles, associate
-from pfscale.errors import InputFileError, PfscaleError
+from pfscale.errors import ConfigError, InputFileError, PfscaleError
 from pfscale.physics.kinematics import Floats
 from pfscale.report.event_display import KINDS, MAX_ETA, kind_of, marker_area
 from pfscale.report.style import Drawn, new_figure, say_empty, styled
 from pfscale.simulation.detectors import DETECTORS as MODELS
+from pfscale.simulation.helix import arc_to_radius, move
 
 Indices = NDArray[np.int64]
 NUM_NAMED = 8  # particles in the legend
+NEAR_END = 0.2  # most between a track's helix and its state at the calorimeter, in parts of its distance
 NOBODY = "0.65"  # colour of what no visible particle made
 # told apart by most eyes; neighbours in energy get different ones
 COLOURS = (
@@ -48,7 +51,7 @@ class TruthView:
 
     Attributes:
         track_parameters: (T, 5) D0, phi, omega, Z0, tanLambda at the interaction point.
-        track_end: (T, 3) where the track enters the calorimeter; NaN where the file does not say.
+        track_end: (T, 3) where the track enters the calorimeter; NaN where neither the file nor the helix say.
         hit_position: (H, 3) of calorimeter hits, `hit_cluster` their cluster or -1.
         particle_*: of the visible particles, in descending energy.
     """
@@ -101,7 +104,7 @@ def _view(chunk: EventChunk, particles: Particles, deposits: Deposits, visible: 
     return TruthView(
         track_parameters=parameters,
         track_pt=PT_PER_RADIUS * chunk.detector.magnetic_field / np.abs(parameters[:, 2]),
-        track_end=np.stack([take(states[f"referencePoint_{axis}"], end) for axis in "xyz"], axis=1),
+        track_end=forward_ends(parameters, np.stack([take(states[f"referencePoint_{axis}"], end) for axis in "xyz"], axis=1)),
         track_particle=_largest(deposits.link_track, root[deposits.link_particle], deposits.link_weight, len(tracks), len(visible)),
         cluster_position=np.stack([chunk.clusters[f"position_{axis}"] for axis in "xyz"], axis=1),
         cluster_energy=chunk.clusters["energy"],
@@ -112,6 +115,24 @@ def _view(chunk: EventChunk, particles: Particles, deposits: Deposits, visible: 
         particle_charge=particles.charge[visible],
         particle_energy=particles.energy[visible],
     )
+
+
+def forward_ends(parameters: Floats, end: Floats) -> Floats:
+    """Ends (T, 3) of tracks at the calorimeter: what the file says where the track gets there, else where it first reaches that radius.
+
+    Real files have states that were extrapolated against the track's direction, or after more than a turn.
+    """
+    forward = end.copy()
+    for track in np.flatnonzero(np.isfinite(end).all(axis=1)):
+        d0, phi, omega, z0, tan_lambda = parameters[track]
+        x, y = -d0 * np.sin(phi), d0 * np.cos(phi)
+        arc = arc_to_radius(x, y, phi, omega, np.hypot(end[track, 0], end[track, 1]))
+        to_plane = (end[track, 2] - z0) / tan_lambda if tan_lambda else -1.0
+        reached = [np.array(move(x, y, z0, phi, omega, tan_lambda, path)[:3]) for path in (arc, to_plane) if path >= 0.0]
+        distances = [np.linalg.norm(point - end[track]) for point in reached]
+        if not distances or min(distances) > NEAR_END * np.linalg.norm(end[track]):
+            forward[track] = reached[0] if arc >= 0.0 else np.nan
+    return forward
 
 
 def _largest(element: Indices, particle: Indices, weight: Floats, num_elements: int, num_particles: int) -> Indices:
@@ -254,6 +275,20 @@ def _legend(view: TruthView) -> list[Line2D]:
     return handles
 
 
+def _require_writable(output: Path) -> None:
+    """Nothing, if a figure can be written to `output`.
+
+    Raises:
+        ConfigError: its folder is not there, or figures have no such format.
+    """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    suffix, known = output.suffix.removeprefix(".").lower(), ", ".join(sorted(formats))
+    if suffix not in formats:
+        raise ConfigError(f"figures have no format '{suffix}'", where=str(output), hint=f"end --output in one of: {known}")
+    if not output.parent.is_dir() or output.is_dir():
+        raise ConfigError("no such folder for the figure", where=str(output), hint="make the folder, or choose another --output")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(prog="python -m pfscale.report.truth_display", description="one event in the colours of its particles")
@@ -263,6 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("event.png"))
     chosen = parser.parse_args(arguments)
     try:
+        _require_writable(chosen.output)
         with open_source(chosen.file) as source:
             view = read_truth_view(source, find_detector(chosen.detector), chosen.entry)
     except PfscaleError as error:

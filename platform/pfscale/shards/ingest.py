@@ -16,7 +16,7 @@ import numpy as np
 
 from pfscale.edm4hep.detectors import Detector, find_detector
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
-from pfscale.ray_cluster import ray_cluster
+from pfscale.ray_cluster import is_running, ray_cluster
 from pfscale.remote import without_secrets
 from pfscale.shards.events import EXTRACTION_VERSION
 from pfscale.shards.lock import Claim, claimed
@@ -25,12 +25,13 @@ from pfscale.shards.request import Request, find_finished, forget_request, known
 from pfscale.shards.sources import Source, as_asked, examine, expand_sources, quarantine, recall
 from pfscale.shards.storage import Folder, open_folder
 from pfscale.shards.tally import Tally, common_simulation
-from pfscale.shards.workers import count_workers, map_unordered
+from pfscale.shards.workers import ImportAhead, count_workers, map_unordered
 from pfscale.shards.writer import Outcome, Unit, make_units, write_or_tell
 
 SIMULATIONS = ("builtin", "geant4", "fast")
-SECONDS_EXAMINING_HERE = 0.5  # then Ray's workers share what is left: a file of full simulation takes 0.4 s to open
-EXAMINING_TASKS_PER_WORKER = 2  # and not one per file, which takes Ray Data half as long to hand out as opening it takes
+WORKERS_IMPORT = ("ray.data", "pfscale.shards.writer")
+SECONDS_EXAMINING_HERE = 0.5  # then the workers share what is left: a file of full simulation takes 0.2 s to open
+EXAMINING_TASKS_PER_WORKER = 2  # and not one per file, which takes Ray Data as long to hand out as opening it takes
 
 
 def ingest(
@@ -82,19 +83,43 @@ def ingest(
         stack.push(functools.partial(_tidy_after_error, folder))  # runs when a Ray that was started below has ended
         recalled = recall(paths, known_sources(folder, table_entry.name))
         new = [path for path in paths if path not in recalled]
-        found = recalled | dict(zip(new, _examine(new, table_entry, num_workers, stack), strict=True))
+        pool = _Pool(stack, num_workers)
+        if new and is_running():
+            pool.begin()
+        found = recalled | dict(zip(new, _examine(new, table_entry, pool), strict=True))
         examined = [as_asked(found[path], process=process, simulation=simulation or "") for path in paths]
         request = make_request(examined, **settings)
         finished = find_finished(folder, request)
         good, bad = _sort_out(examined, strict=strict)
         if finished is None:
-            stack.enter_context(ray_cluster())
-            return _make(folder, claim, table_entry, good, bad, request, num_workers, strict=strict, progress=progress)
+            return _make(folder, claim, table_entry, good, bad, request, pool, strict=strict, progress=progress)
         if strict and finished.quarantined:
             _raise_bad(finished.quarantined, len(paths))
         _require_no_bad_event(((e.source, e.entry, e.reason) for e in finished.dropped), strict=strict)
         forget_request(folder)
         return finished
+
+
+class _Pool:
+    """The workers of an ingest, in a Ray that `stack` keeps."""
+
+    def __init__(self, stack: ExitStack, num_workers: int | None) -> None:
+        self._stack, self._num_workers = stack, num_workers
+        self._begun: tuple[int, float, ImportAhead] | None = None
+
+    def begin(self) -> tuple[int, float, ImportAhead]:
+        """(number of workers, CPUs of each, their imports), begun; Ray starts if need be."""
+        if self._begun is None:
+            self._stack.enter_context(ray_cluster())
+            workers, cpus_each = count_workers(self._num_workers)
+            self._begun = workers, cpus_each, ImportAhead(WORKERS_IMPORT, workers, cpus_each)
+        return self._begun
+
+    def ready(self) -> tuple[int, float]:
+        """(number of workers, CPUs of each), when they have imported what they need."""
+        workers, cpus_each, imports = self.begin()
+        imports.wait()
+        return workers, cpus_each
 
 
 def _tidy_after_error(folder: Folder, kind: type[BaseException] | None, *_: object) -> None:
@@ -104,10 +129,10 @@ def _tidy_after_error(folder: Folder, kind: type[BaseException] | None, *_: obje
             folder.clear_unfinished()
 
 
-def _examine(paths: Sequence[str], detector: Detector, num_workers: int | None, stack: ExitStack) -> list[Source | QuarantinedSource]:
+def _examine(paths: Sequence[str], detector: Detector, pool: _Pool) -> list[Source | QuarantinedSource]:
     """What every file holds, or why it cannot be used, in the order of the paths.
 
-    Few bad files are told of before Ray starts; where it takes longer, the workers of a Ray that `stack` keeps do the rest.
+    Few bad files are told of before Ray starts; where it takes longer, the workers do the rest.
     """
     here: list[Source | QuarantinedSource] = []
     started = time.monotonic()
@@ -116,8 +141,7 @@ def _examine(paths: Sequence[str], detector: Detector, num_workers: int | None, 
     rest = paths[len(here) :]
     if not rest:
         return here
-    stack.enter_context(ray_cluster())
-    workers, cpus_each = count_workers(num_workers)
+    workers, cpus_each = pool.ready()
     task = functools.partial(examine, detector=detector)
     found = map_unordered(
         rest, task, on_death=_examined_to_death, workers=workers, cpus_each=cpus_each, tasks_per_worker=EXAMINING_TASKS_PER_WORKER
@@ -142,7 +166,7 @@ def _make(
     good: list[Source],
     bad: list[QuarantinedSource],
     request: Request,
-    num_workers: int | None,
+    pool: _Pool,
     *,
     strict: bool,
     progress: Callable[[int], None] | None,
@@ -151,7 +175,7 @@ def _make(
     _refuse_same_contents(good)
     if not request.settings["simulation"]:
         common_simulation(good, detector)
-    workers, cpus_each = count_workers(num_workers)
+    workers, cpus_each = pool.ready()
     note_request(folder, request, good)
     sizes = {name: request.settings[name] for name in ("rows_per_shard", "rows_per_group")}
     units = [unit for source in good for unit in make_units(source, detector.name, extraction_version=EXTRACTION_VERSION, **sizes)]
@@ -181,13 +205,16 @@ def _make(
 
 
 def _outcomes(units: Sequence[Unit], folder: Folder, workers: int, cpus_each: float) -> Iterator[tuple[int, Outcome]]:
-    """(number, what came of it) of every unit, as they come."""
+    """(number, what came of it) of every unit, as they come; the largest are begun first, so that all workers end together."""
     address = folder.address  # the folder itself need not cross to other processes
 
     def write(unit: Unit) -> Outcome:
         return write_or_tell(unit, open_folder(address))
 
-    return map_unordered(units, write, on_death=lambda unit: _deadly(unit.path), workers=workers, cpus_each=cpus_each)
+    order = sorted(range(len(units)), key=lambda number: units[number].start - units[number].stop)
+    sorted_units = [units[number] for number in order]
+    for at, outcome in map_unordered(sorted_units, write, on_death=lambda unit: _deadly(unit.path), workers=workers, cpus_each=cpus_each):
+        yield order[at], outcome
 
 
 def _sort_out(examined: Sequence[Source | QuarantinedSource], *, strict: bool) -> tuple[list[Source], list[QuarantinedSource]]:

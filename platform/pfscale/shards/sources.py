@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pfscale.edm4hep.candidates import baseline_collection
 from pfscale.edm4hep.detectors import Detector
-from pfscale.edm4hep.reader import EventSource, open_source
+from pfscale.edm4hep.reader import open_source, require_detector
 from pfscale.errors import InputFileError, PfscaleError
 from pfscale.remote import base_name, is_remote, local_path, read_remote, remote_error, remote_filesystem, without_secrets
 from pfscale.shards.manifest import QuarantinedSource
@@ -198,19 +198,6 @@ def not_the_network(path: str, error: InputFileError) -> InputFileError:
     if isinstance(told, InputFileError):
         return told
     raise told from error
-
-
-def require_detector(source: EventSource, detector: Detector) -> None:
-    """Checks a file that says of which detector it is.
-
-    Raises:
-        InputFileError: it is of another one.
-    """
-    said = source.metadata.get("detector", detector.name)
-    if said != detector.name:
-        raise InputFileError(
-            f"the file says that it is from '{said}', not '{detector.name}'", where=source.path, hint=f"give --detector {said}"
-        )
 
 
 def as_asked(source: Source | QuarantinedSource, *, process: str, simulation: str) -> Source | QuarantinedSource:

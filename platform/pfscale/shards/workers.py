@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pfscale.errors import PfscaleError, ResourceError
@@ -14,6 +15,7 @@ from pfscale.remote import no_room
 
 ITEMS_PER_TASK = 32  # at most: a task of Ray Data costs 10 ms, as much as opening a small file
 DEATHS_PER_TASK = 2  # Ray Data's own choice is to repeat for ever a task that kills its workers
+SECONDS_OF_IMPORTS = 10.0  # at most: a cluster may be busy with other work
 TASKS_PER_WORKER = 16  # at least, where there is enough to do: so that all workers end together; Ray Data takes 0.2 s to hand out a task
 
 
@@ -30,6 +32,34 @@ def count_workers(asked: int | None) -> tuple[int, float]:
         raise ResourceError(f"{asked} workers, but the cluster has {cpus:g} CPUs", hint=f"use at most --workers {int(cpus)}")
     workers = asked or max(1, int(cpus))
     return workers, min(1.0, (cpus - 1) / workers) if cpus > 1 else 0.5
+
+
+class ImportAhead:
+    """As many of Ray's processes as there will be workers begin to import `modules`, while this one does something else."""
+
+    def __init__(self, modules: Sequence[str], workers: int, cpus_each: float) -> None:
+        import ray
+
+        load = ray.remote(num_cpus=cpus_each, max_retries=0)(_import_all)
+        self._modules = tuple(modules)
+        self._loading = [load.remote(self._modules) for _ in range(workers)]
+
+    def wait(self) -> None:
+        """Returns when they are ready, and this process too: for tasks that come earlier Ray would start further processes.
+
+        Only a help: it does not wait for long, and what fails here fails again, and is told, where it matters.
+        """
+        import ray
+
+        _import_all(self._modules)
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._loading, timeout=SECONDS_OF_IMPORTS)
+        self._loading = []
+
+
+def _import_all(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 def map_unordered(

@@ -6,7 +6,7 @@ then agrees better with its momentum, or not much worse: fragments of hadron sho
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,9 @@ import numpy.typing as npt
 from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, IntArray
+from pfscale.simulation.hadron_resolution import Energy, shower_variance
 from pfscale.simulation.shower_shapes import INNER_SECTIONS, ClusterHits, Layers, Shapes, layers
 
-Energy = TypeVar("Energy", float, FloatArray)
 # Weights of the energies in ECAL and HCAL for hadrons, of all detectors: from single K0L of 2 to 50 GeV (calibration.py)
 HADRON_WEIGHTS = (1.04, 1.02)
 LEAST_SIGMA = 0.1  # GeV: of the energy of a hadron shower, for soft ones
@@ -39,8 +39,9 @@ class Rules(NamedTuple):
     layers: Layers
     ecal_cell: float
     hcal_cell: float
-    stochastic: float  # of the hadronic resolution
-    constant: float
+    stochastic: float  # of the hadronic resolution, ...
+    uncompensated: float  # ... at low energies, ...
+    constant: float  # ... at high ones
     em_stochastic: float
     em_constant: float
     ecal_mip: float  # per section
@@ -56,6 +57,7 @@ def rules(detector: DetectorModel) -> Rules:
         ecal_cell=detector.ecal_cell,
         hcal_cell=detector.hcal_cell,
         stochastic=detector.hcal_stochastic,
+        uncompensated=detector.hcal_uncompensated,
         constant=detector.hcal_constant,
         em_stochastic=detector.ecal_stochastic,
         em_constant=detector.ecal_constant,
@@ -111,7 +113,7 @@ def group_energy(groups: Groups, g: int, shapes: Shapes, c: int) -> float:
 @compiled
 def hadronic_variance(rules: Rules, energy: float) -> float:
     """The variance of the measured energy of a hadron of `energy`."""
-    return rules.stochastic**2 * energy + (rules.constant * energy) ** 2 + LEAST_SIGMA**2
+    return shower_variance(energy, rules.stochastic, rules.uncompensated, rules.constant) + LEAST_SIGMA**2
 
 
 @compiled
@@ -243,7 +245,7 @@ def take_fragments(lines: Lines, t0: int, hits: ClusterHits, shapes: Shapes, c0:
                 for c in range(num_clusters):
                     if groups.of_cluster[c] < 0:
                         most = min(distances[c, g], FAR[0] if shapes.front[c0 + c] < rules.layers.ecal else FAR[1])
-                        d = _distance_to_hits(hits, shapes, c0 + k, shapes.inner[c0 + c], most)
+                        d = distance_to_hits(hits, shapes, c0 + k, shapes.inner[c0 + c], most)
                         if d < most:
                             distances[c, g] = d
         is_new[:] = False
@@ -282,7 +284,7 @@ def _distances_to_lines(lines: Lines, t0: int, shapes: Shapes, c0: int, groups: 
 
 
 @compiled
-def _distance_to_hits(hits: ClusterHits, shapes: Shapes, c: int, point: FloatArray, most: float) -> float:
+def distance_to_hits(hits: ClusterHits, shapes: Shapes, c: int, point: FloatArray, most: float) -> float:
     """Distance from a point to the nearest hit of cluster `c`, or `most` if that is nearer."""
     x, y, z = point[0], point[1], point[2]
     dx, dy, dz = shapes.centre[c, 0] - x, shapes.centre[c, 1] - y, shapes.centre[c, 2] - z

@@ -13,6 +13,7 @@ from particle import literals
 from pfscale.simulation.association import HADRON_WEIGHTS
 from pfscale.simulation.detectors import DETECTORS, DetectorModel
 from pfscale.simulation.generator import FloatArray
+from pfscale.simulation.hadron_resolution import shower_variance
 from pfscale.simulation.response import detector_response
 from pfscale.simulation.samples import particle_gun
 
@@ -36,7 +37,7 @@ def hadron_weights(detector: DetectorModel, num_events: int = 500) -> tuple[floa
     """Weights of the energies in ECAL and HCAL with the least spread around the energies of single K0L, and the right mean."""
     sums = np.concatenate([hadron_sums(detector, energy, num_events) for energy in ENERGIES])
     truth = np.repeat(ENERGIES, num_events)
-    sigma = np.hypot(detector.hcal_stochastic * np.sqrt(truth), detector.hcal_constant * truth)
+    sigma = np.sqrt(shower_variance(truth, detector.hcal_stochastic, detector.hcal_uncompensated, detector.hcal_constant))
     weights, *_ = np.linalg.lstsq(sums / sigma[:, None], truth / sigma, rcond=None)
     mean = float(np.mean(sums @ weights / truth))
     return float(weights[0]) / mean, float(weights[1]) / mean

@@ -44,6 +44,7 @@ class Geometry(NamedTuple):
     hcal_lambda: float
     hcal_mip: float
     hcal_stochastic: float
+    hcal_uncompensated: float
     hcal_constant: float
     muon_layers: int
     muon_radius: float
@@ -87,6 +88,7 @@ def geometry(detector: DetectorModel) -> Geometry:
         hcal_lambda=detector.hcal_lambda,
         hcal_mip=detector.hcal_mip,
         hcal_stochastic=detector.hcal_stochastic,
+        hcal_uncompensated=detector.hcal_uncompensated,
         hcal_constant=detector.hcal_constant,
         muon_layers=detector.muon_layers,
         muon_radius=detector.muon_radius[0],

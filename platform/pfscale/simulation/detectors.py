@@ -74,6 +74,7 @@ class DetectorModel:
     track_pt_turn_on: float = 0.12
     track_eta_edge: float = 0.05
     track_displacement: float = 500.0
+    track_separation: float = 0.3  # mm on the innermost layer within which neighbours spoil a track (confusion.py)
     dedx_resolution: float | None = None  # relative; silicon trackers' real files have none
     ecal_threshold: float = 0.002
     hcal_threshold: float = 0.0115
@@ -83,6 +84,7 @@ class DetectorModel:
     # (arXiv:1207.4210, abstract), which CLD's Pandora settings switch on. The card's 0.31 to 0.34 is not to be had alone: its fit has 1.1
     # to 1.4 GeV besides, together 0.44 / sqrt(E) at 20 GeV and 0.53 / sqrt(E) at 10 GeV.
     hcal_stochastic: float = 0.45
+    hcal_uncompensated: float = 0.58  # what the above becomes towards zero energy (hadron_resolution.py)
     hcal_constant: float = 0.05  # the card, all angles; what leaks through the back comes on top
 
     @property

@@ -7,17 +7,14 @@ An electron radiates at most one photon (spectrum of the PDG review, passage of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from particle.pdgid import literals as pid
 
 from pfscale.simulation.compiled import compiled
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray, Particles
 from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
+from pfscale.simulation.secondaries import Flight, Secondaries, append_secondaries, undisturbed
 
 PION, PHOTON, ELECTRON, NEUTRON = int(pid.pi_plus), int(pid.gamma), int(pid.e_minus), int(pid.n)
 LEAST_HADRON = 100  # PDG numbers of hadrons are larger
@@ -39,22 +36,6 @@ PAIR_TRANSVERSE = 0.001  # GeV, same of conversions and radiated photons: about 
 PHOTONS_PER_X0 = 4.0 / 3.0 * np.log(1.0 / MIN_RADIATED) - 4.0 / 3.0 * (1.0 - MIN_RADIATED) + 0.5 * (1.0 - MIN_RADIATED**2)
 
 
-@dataclass(frozen=True)
-class Flight:
-    """How each particle flies on after the tracker's material. Shapes (N,) or (N, 3); units: mm, GeV, ns.
-
-    `is_destroyed`: it interacted or converted. `vertex`, `momentum`, `time`: at the start of its last leg, which is where it was made
-    unless it has radiated; `arc`: transverse path up to there. `radiated`: part of its energy that it has lost to a photon.
-    """
-
-    is_destroyed: npt.NDArray[np.bool_]
-    vertex: FloatArray
-    momentum: FloatArray
-    time: FloatArray
-    arc: FloatArray
-    radiated: FloatArray
-
-
 def interact(particles: Particles, detector: DetectorModel, rng: np.random.Generator) -> tuple[Particles, Flight]:
     """The particles with secondaries added (ordered by event again), and how each flies on."""
     absolute = np.abs(particles.pdg)
@@ -74,11 +55,12 @@ def interact(particles: Particles, detector: DetectorModel, rng: np.random.Gener
     point, direction, time, arc = _crossings(particles, chosen, radius, detector)
     inside = (np.abs(point[:, 2]) < detector.ecal_z * 0.99) & (time >= 0)
     chosen, point, direction, time, arc = chosen[inside], point[inside], direction[inside], time[inside], arc[inside]
-    flight = _undisturbed(particles)
+    flight = undisturbed(particles)
     if not len(chosen):
         return particles, flight
     is_electron = absolute[chosen] == ELECTRON
     flight.is_destroyed[chosen] = ~is_electron
+    flight.end[chosen[~is_electron]] = arc[~is_electron]
     share = _radiated_share(int(is_electron.sum()), rng)
     electron = chosen[is_electron]
     left = np.sqrt(np.maximum(((1.0 - share) * particles.energy[electron]) ** 2 - particles.mass[electron] ** 2, 1e-12))
@@ -87,15 +69,7 @@ def interact(particles: Particles, detector: DetectorModel, rng: np.random.Gener
     radiated = np.zeros(len(chosen))
     radiated[is_electron] = share
     secondaries = _secondaries(particles, chosen, direction, radiated, rng)
-    return _append(particles, flight, chosen, point, time, secondaries)
-
-
-def _undisturbed(particles: Particles) -> Flight:
-    """The flight of particles that meet no material."""
-    num = len(particles)
-    return Flight(
-        np.zeros(num, dtype=bool), particles.vertex.copy(), particles.momentum.copy(), particles.time.copy(), np.zeros(num), np.zeros(num)
-    )
+    return append_secondaries(particles, flight, chosen, point, time, secondaries)
 
 
 def _material_radius(drawn: FloatArray, pt: FloatArray, pz: FloatArray, detector: DetectorModel) -> FloatArray:
@@ -161,20 +135,9 @@ def _crossings_kernel(
     return point, direction, when, arcs
 
 
-@dataclass(frozen=True)
-class _Secondaries:
-    """New particles: index into those that made them, PDG, mass, charge, momentum (M, 3)."""
-
-    source: IntArray
-    pdg: IntArray
-    mass: FloatArray
-    charge: FloatArray
-    momentum: FloatArray
-
-
 def _secondaries(
     particles: Particles, chosen: IntArray, direction: FloatArray, radiated: FloatArray, rng: np.random.Generator
-) -> _Secondaries:
+) -> Secondaries:
     """Secondaries of the chosen particles, which fly in `direction` and, if they are electrons, lose a part `radiated` of their energy."""
     pdg, charge, energy = particles.pdg[chosen], particles.charge[chosen], particles.energy[chosen]
     is_electron = radiated > 0
@@ -209,49 +172,4 @@ def _secondaries(
     third = np.cross(axis, across)
     side = np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * third
     charges = np.select([np.abs(new_pdg) == PION, np.abs(new_pdg) == ELECTRON], [np.sign(new_pdg), -np.sign(new_pdg)], 0.0)
-    return _Secondaries(source, new_pdg.astype(np.int64), mass, charges, along[:, None] * axis + transverse[:, None] * side)
-
-
-def _append(
-    old: Particles, flight: Flight, chosen: IntArray, point: FloatArray, time: FloatArray, new: _Secondaries
-) -> tuple[Particles, Flight]:
-    """`old` with the secondaries behind the other particles of their events, and the flight of all."""
-    num, source = len(old), new.source
-    event = np.concatenate([old.event, old.event[chosen][source]])
-    order = np.argsort(event, kind="stable")
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-    endpoint, has_decay = old.endpoint.copy(), old.has_decay.copy()
-    ends = flight.is_destroyed[chosen]
-    endpoint[chosen[ends]], has_decay[chosen[ends]] = point[ends], True
-    child = position[np.concatenate([old.child, num + np.arange(len(source))])]
-    parent = position[np.concatenate([old.parent, chosen[source]])]
-    pairs = np.lexsort((parent, child))
-
-    def joined(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([first, second])[order]
-
-    none, vertex, start = np.zeros(len(source)), point[source], time[source]
-    merged = replace(
-        old,
-        event=event[order],
-        pdg=joined(old.pdg, new.pdg),
-        status=joined(old.status, np.zeros(len(source), dtype=np.int64)),
-        charge=joined(old.charge, new.charge),
-        mass=joined(old.mass, new.mass),
-        momentum=joined(old.momentum, new.momentum),
-        vertex=joined(old.vertex, vertex),
-        time=joined(old.time, start),
-        endpoint=joined(endpoint, vertex),
-        has_decay=joined(has_decay, none > 0),
-        parent=parent[pairs],
-        child=child[pairs],
-    )
-    return merged, Flight(
-        is_destroyed=joined(flight.is_destroyed, none > 0),
-        vertex=joined(flight.vertex, vertex),
-        momentum=joined(flight.momentum, new.momentum),
-        time=joined(flight.time, start),
-        arc=joined(flight.arc, none),
-        radiated=joined(flight.radiated, none),
-    )
+    return Secondaries(source, new_pdg.astype(np.int64), mass, charges, along[:, None] * axis + transverse[:, None] * side)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.edm4hep.extraction import Column, extract
+from pfscale.edm4hep.targets import CHARGED_HADRON, ELECTRON, MUON, NEUTRAL_HADRON, PHOTON, TARGET_CLASSES
 from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap
 from pfscale.physics.evaluation import (
     CALORIMETER_ONLY,
@@ -47,6 +48,13 @@ REAL_JETS = (  # widths and medians of all jets: 50 events of ILD's full simulat
 )
 MIN_TRACKS = 100  # of a flavour that is quoted
 BOOTSTRAP_SEED = 1
+CLASSES = {
+    CHARGED_HADRON: "charged hadrons",
+    NEUTRAL_HADRON: "neutral hadrons",
+    PHOTON: "photons",
+    ELECTRON: "electrons",
+    MUON: "muons",
+}
 GEN_COLUMNS = ("jet_pt", "jet_eta", "jet_phi", "jet_energy", "met_px", "met_py")
 Columns = Mapping[str, Column]
 
@@ -136,8 +144,8 @@ def energy_resolution(
 class ImpactParameters:
     """D0 over its error with respect to the primary vertex, of the tracks of a sample.
 
-    `pull`: (measured - true) / error of prompt tracks. `significance`, `flavour`: (T,) of tracks above MIN_PT with a hit in the vertex
-    detector, and of the gen jet that they are in (0: none).
+    `pull`: (measured - true) / error of prompt tracks without a wrong hit. `significance`, `flavour`: (T,) of tracks above MIN_PT with a
+    hit in the vertex detector, and of the gen jet that they are in (0: none).
     """
 
     pull: Floats
@@ -153,6 +161,7 @@ def impact_parameters(events: DetectorEvents, columns: Columns) -> ImpactParamet
     from_primary = d0 + primary[tracks.event, 0] * np.sin(phi) - primary[tracks.event, 1] * np.cos(phi)
     error = np.sqrt(tracks.covariance[:, 0])
     is_prompt = np.linalg.norm(particles.vertex[tracks.particle] - primary[tracks.event], axis=1) < PROMPT
+    is_prompt &= tracks.confused_with < 0
     pull = (d0 - tracks.true_parameters[:, 0]) / error
     chosen = (np.hypot(tracks.first_hit[:, 0], tracks.first_hit[:, 1]) < VERTEX_RADIUS) & (_field(columns, "track", "pt") > MIN_PT)
     return ImpactParameters(pull[is_prompt], (np.abs(from_primary) / error)[chosen], _flavour_of_track(columns)[chosen])
@@ -252,6 +261,26 @@ def resolution_table(rows: Sequence[tuple[str, ...]]) -> str:
     bins = [f"{low:g}-{high:g}" for low, high in pairwise(ENERGY_EDGES)]
     real = [(title, key, *["-"] * len(bins), width, median, "-", "-") for title, key, width, median in REAL_JETS]
     return markdown(("sample", "reconstruction", *bins, "all", "median E / E_gen", "matched", "MET sigma [GeV]"), [*rows, *real])
+
+
+def class_rows(title: str, sample: JetSample) -> list[tuple[str, ...]]:
+    """The rows of a sample in the table of candidates: number and energy per event of each class, of truth targets and rule-based."""
+    rows = []
+    for key in (TRUTH_TARGETS, RULE_BASED):
+        found = sample.found[key]
+        is_target = key == TRUTH_TARGETS  # which have the number of a class
+        code = np.array(TARGET_CLASSES)[found.pdg] if is_target else np.abs(found.pdg)
+        is_other = ~np.isin(code, TARGET_CLASSES)
+        code = np.where(is_other, np.where(found.charge != 0, CHARGED_HADRON, NEUTRAL_HADRON), code)
+        counts = [np.sum(code == wanted) / sample.gen.num_events for wanted in CLASSES]
+        energies = [np.sum(found.energy[code == wanted]) / sample.gen.num_events for wanted in CLASSES]
+        rows.append((title, key, *(f"{count:.2f}, {energy:.1f}" for count, energy in zip(counts, energies, strict=True))))
+    return rows
+
+
+def class_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """The table of candidates."""
+    return markdown(("sample", "reconstruction", *CLASSES.values()), rows)
 
 
 def impact_rows(title: str, process: str, impact: ImpactParameters) -> list[tuple[str, ...]]:

@@ -52,10 +52,10 @@ def photon_row(detector: str, energies: Sequence[float], means: Sequence[float])
 
 
 def pull_row(title: str, widths: Sequence[float]) -> Row:
-    """The widths of the pulls of the track parameters of all particles but electrons."""
+    """The widths of the pulls of the track parameters of all particles but electrons, of tracks without a wrong hit."""
     is_one = max(abs(width - 1.0) for width in widths) <= PULL_TOLERANCE
     found = " ".join(f"{width:.2f}" for width in widths)
-    return _row(f"pulls of D0, phi, omega, Z0, tanLambda, without electrons: 1.0 ± {PULL_TOLERANCE:g}", title, found, is_one)
+    return _row(f"pulls of D0, phi, omega, Z0, tanLambda, without electrons and wrong hits: 1.0 ± {PULL_TOLERANCE:g}", title, found, is_one)
 
 
 def rate_row(title: str, rate: float) -> Row:

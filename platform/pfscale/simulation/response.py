@@ -11,6 +11,7 @@ from particle.pdgid import literals as pid
 from pfscale.simulation import cells, showers
 from pfscale.simulation.clustering import cluster_events
 from pfscale.simulation.compiled import compiled
+from pfscale.simulation.decays import decay_in_flight
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray, Particles
 from pfscale.simulation.helix import to_calorimeter
@@ -22,11 +23,11 @@ from pfscale.simulation.material import (
     BIT_NOT_AT_ENDPOINT,
     BIT_STOPPED,
     LEAST_HADRON,
-    Flight,
     interact,
 )
 from pfscale.simulation.muons import attach_chamber_hits
 from pfscale.simulation.particle_flow import Candidates, find_candidates
+from pfscale.simulation.secondaries import Flight
 from pfscale.simulation.shower_shapes import ClusterHits
 from pfscale.simulation.tracks import Tracks, reconstruct_tracks
 
@@ -81,8 +82,8 @@ class DetectorEvents:
 
 
 def detector_response(particles: Particles, detector: DetectorModel, rng: np.random.Generator) -> DetectorEvents:
-    """The reconstructed events of `detector` for generated `particles` (secondaries of the tracker's material are added to them)."""
-    particles, flight = interact(particles, detector, rng)
+    """The reconstructed events of `detector` for generated `particles` (what is made in the tracker is added to them)."""
+    particles, flight = decay_in_flight(*interact(particles, detector, rng), detector, rng)
     position, direction, arc, _ = to_calorimeter(
         flight.vertex, flight.momentum, particles.charge, detector.b_field, detector.ecal_radius, detector.ecal_z
     )
@@ -123,8 +124,8 @@ def _simulator_status(
     is_final = particles.status != 2
     is_muon = absolute == MUON
     final = np.select(
-        [is_neutrino | (is_muon & reaches), stops_in_tracker, reaches | ~ends_inside],
-        [BIT_LEFT, BIT_DECAYED_TRACKER | BIT_STOPPED, BIT_DECAYED_CALO | BIT_STOPPED],
+        [is_neutrino | (is_muon & reaches), flight.has_decayed, stops_in_tracker, reaches | ~ends_inside],
+        [BIT_LEFT, BIT_DECAYED_TRACKER, BIT_DECAYED_TRACKER | BIT_STOPPED, BIT_DECAYED_CALO | BIT_STOPPED],
         BIT_LEFT,
     )
     decays = (absolute > LEAST_HADRON) | np.isin(absolute, (MUON, TAU))

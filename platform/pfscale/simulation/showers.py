@@ -18,6 +18,7 @@ import numpy as np
 from pfscale.simulation.cells import Deposits, Geometry, add_shower, cell_of, empty_deposits, with_room
 from pfscale.simulation.compiled import compiled
 from pfscale.simulation.generator import C_LIGHT, FloatArray, IntArray
+from pfscale.simulation.hadron_resolution import shower_variance
 from pfscale.simulation.muons import chamber_hits
 
 PHOTON, ELECTRON, MUON, CHARGED_HADRON, NEUTRAL_HADRON = 0, 1, 2, 3, 4
@@ -227,8 +228,9 @@ def _hadronic(
     if energy < LEAST_SHOWER or path > (geo.ecal_thickness + geo.gap + geo.hcal_thickness) / cosine:
         return n
     stretch = 1.0 + STRETCH * np.log1p(energy / STRETCH_ENERGY)
-    smear = max(geo.hcal_stochastic**2 - HADRON_SPOT * SPOT_VARIANCE, 0.0)
-    sigma = np.sqrt(smear / max(energy, LEAST_SMEARED) + geo.hcal_constant**2)
+    smeared = max(energy, LEAST_SMEARED)
+    variance = shower_variance(smeared, geo.hcal_stochastic, geo.hcal_uncompensated, geo.hcal_constant)
+    sigma = np.sqrt(max(variance - HADRON_SPOT * SPOT_VARIANCE * smeared, 0.0)) / smeared  # number and size of spots vary by themselves
     energy *= 1.0 + min(max(sigma * rng.standard_normal(), -MAX_FLUCTUATION), MAX_FLUCTUATION)
     px, py, pz = x + path * dx, y + path * dy, z + path * dz
     ax, ay, az, bx, by, bz = _frame(dx, dy, dz)

@@ -20,6 +20,7 @@ from pfscale.errors import ConfigError, InputFileError, OutputExistsError, Pfsca
 from pfscale.ray_cluster import ray_cluster
 from pfscale.remote import local_folder
 from pfscale.simulation.detectors import DetectorModel, detector_model
+from pfscale.simulation.interrupts import interrupts_held
 from pfscale.simulation.processes import PROCESSES, Process, decay_settings, find_process
 
 BATCH_EVENTS = 250  # events in memory at once; part of the result, because random numbers are drawn batch by batch
@@ -27,7 +28,7 @@ LEAST = {"seed": 0, "num_workers": 0}  # all other numbers are at least 1
 FORMATS = ("ttree", "rntuple")
 FILE_NAME = re.compile(r"[A-Za-z0-9]+_[A-Za-z0-9]+_\d+_\d+\.edm4hep\.root((\.\w+)?\.partial)?")
 MAX_PYTHIA_SEED = 900_000_000
-SIMULATION_VERSION = 4  # raised whenever the same seed would give other events: older files are then not taken for complete ones
+SIMULATION_VERSION = 5  # raised whenever the same seed would give other events: older files are then not taken for complete ones
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,34 @@ def _checked(detector: str, process: str, higgs_decay: str | None, z_decay: str 
     """
     from pfscale.simulation.generator import require_pythia
 
-    model, hard_process = detector_model(detector), find_process(process)
-    if process not in model.sqrt_s:
-        raise unknown_name(f"process of detector '{detector}'", process, tuple(model.sqrt_s))
-    decay_settings(hard_process, higgs_decay, z_decay)
+    mistakes: list[PfscaleError] = []
+    with _noted(mistakes):
+        model = detector_model(detector)
+        if process in PROCESSES and process not in model.sqrt_s:
+            mistakes.append(unknown_name(f"process of detector '{detector}'", process, tuple(model.sqrt_s)))
+    with _noted(mistakes):
+        decay_settings(find_process(process), higgs_decay, z_decay)
     if file_format not in FORMATS:
-        raise unknown_name("file format", file_format, FORMATS)
+        mistakes.append(unknown_name("file format", file_format, FORMATS))
     for name, value in numbers.items():
         least = LEAST.get(name, 1)
         if value < least:
-            raise ConfigError(f"{name} must be at least {least} (got {value})")
+            mistakes.append(ConfigError(f"{name} must be at least {least} (got {value})"))
+    if len(mistakes) > 1:
+        raise ConfigError("\n".join([f"{len(mistakes)} mistakes", *(str(mistake) for mistake in mistakes)]))
+    if mistakes:
+        raise mistakes[0]
     require_pythia()
     return model
+
+
+@contextmanager
+def _noted(mistakes: list[PfscaleError]) -> Iterator[None]:
+    """Puts a mistake that the block raises into the list."""
+    try:
+        yield
+    except PfscaleError as mistake:
+        mistakes.append(mistake)
 
 
 def _prepare_folder(folder: Path) -> Path:
@@ -198,8 +215,12 @@ def _delete_unfinished(chunks: list[Chunk]) -> None:
 def _run(chunks: list[Chunk], num_workers: int) -> Generator[int]:
     """Simulates the chunks, yielding the number of events finished now and then."""
     if num_workers == 1 or len(chunks) <= 1:
-        for chunk in chunks:
-            yield from simulate_chunk(chunk)
+        with interrupts_held() as check:
+            for chunk in chunks:
+                with closing(simulate_chunk(chunk)) as batches:
+                    for num in batches:
+                        check()
+                        yield num
         return
     with ray_cluster():
         yield from _run_tasks(chunks, num_workers)
@@ -260,7 +281,7 @@ def _whole_chunk(chunk: Chunk) -> int | PfscaleError:
         return error
 
 
-def simulate_chunk(chunk: Chunk) -> Iterator[int]:
+def simulate_chunk(chunk: Chunk) -> Generator[int]:
     """Writes the file of one chunk batch by batch, yielding the events of each; the file gets its name when it is complete."""
     from pfscale.simulation.generator import generate, make_pythia
     from pfscale.simulation.response import detector_response

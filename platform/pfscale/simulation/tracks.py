@@ -1,26 +1,29 @@
 """Reconstructed tracks: acceptance, efficiency, and five helix parameters drawn from a full covariance.
 
-The efficiency falls at low pt, at the edge of the acceptance and for particles made far from the beam. The covariance depends on
-momentum, angle and the radius of the innermost hit; its size and its correlations follow the precise tracks of the real CLD event
-(D0-phi and Z0-tanLambda about -0.88). Parameters are drawn from the covariance at their true values; the one that is kept is that of the
-measured values for a hadron, as a fit would give it: it must not tell the truth, nor what is an electron. So pulls are 1 but for the
-curvature of electrons, whose momenta are worse than their errors say and too low where they have radiated. States at the first hit and
-at the calorimeter are on the measured helix, of every track: where a particle went, or whether it got there, they do not tell.
+The efficiency falls at low pt, at the edge of the acceptance and for particles made far from the beam; close neighbours spoil tracks
+(confusion.py). The covariance depends on momentum, angle, the radius of the innermost hit and the lever arm between the first and the
+last one; its size and its correlations follow the precise tracks of the real CLD event (D0-phi and Z0-tanLambda about -0.88). Parameters
+are drawn from the covariance at their true values; the one that is kept is that of the measured values for a hadron, as a fit would give
+it: it must not tell the truth, nor what is an electron. So pulls are 1 but for tracks with a wrong hit, and for the curvature of
+electrons, whose momenta are worse than their errors say and too low where they have radiated. States at the first hit and at the
+calorimeter are on the measured helix, of every track: where a particle went, or whether it got there, they do not tell.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from particle.pdgid import literals as pid
 
-from pfscale.simulation.compiled import compiled
+from pfscale.simulation.confusion import WRONG_CHI2, break_radius, confuse
 from pfscale.simulation.detectors import DetectorModel
 from pfscale.simulation.generator import FloatArray, IntArray, Particles
-from pfscale.simulation.helix import CURVATURE, arc_to_radius, move, to_calorimeter
-from pfscale.simulation.material import Flight
+from pfscale.simulation.helix import CURVATURE, to_calorimeter
+from pfscale.simulation.secondaries import Flight
+from pfscale.simulation.tracker_hits import lever_arm, tracker_hits
 
 MIN_HITS = 4
 MIN_PT = 0.1  # GeV, of the Delphes card
@@ -31,7 +34,6 @@ MIN_FLIGHT = 30.0  # mm that a particle must fly before it decays
 PHI_ASYMPTOTIC, PHI_SCATTERING, PHI_RADIUS = 2e-5, 1.05e-3, 200.0  # rad, rad GeV, mm
 VERTEX_MARGIN = 1.8  # a first hit beyond this times the last vertex layer's radius is none of the vertex detector's, ...
 STRIP_FACTOR = 1.8  # ... whose Z0 is worse than its D0 by this: strips of 7 x 90 um
-WRONG_HITS = 0.1  # part of the tracks that have one hit of another particle
 # Correlations of (D0, phi, omega, Z0, tanLambda)
 CORRELATION = np.array(
     [
@@ -72,56 +74,88 @@ class Tracks:
 
 def reconstruct_tracks(particles: Particles, flight: Flight, detector: DetectorModel, rng: np.random.Generator) -> Tracks:
     """The tracks of all charged particles that the tracker sees."""
+    seen = _seen(particles, flight, detector, rng)
+    spoilt = np.where(seen.neighbour >= 0, 1.0 + WRONG_CHI2 * rng.exponential(size=len(seen.particle)), 1.0)
+    measured = _measured(particles, flight, seen, spoilt, detector, rng)
+    # In the order of the particles, neighbours would be siblings and the first tracks those of the hard process.
+    by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[seen.particle]))
+    seen, measured, spoilt = seen.ordered(by_pt), measured[by_pt], spoilt[by_pt]
+    sigma = _errors(measured, seen, detector)
+    covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
+    ndf = 2 * seen.num_hits - 5
+    dedx = _dedx(particles, seen.particle, detector.dedx_resolution, rng)
+    first_hit, first_phi = _after(measured, seen.first_arc)
+    position, phi_change = _at_calorimeter(measured, detector)
+    return Tracks(
+        event=particles.event[seen.particle],
+        particle=seen.particle,
+        parameters=measured,
+        true_parameters=seen.parameters,
+        covariance=covariance[:, LOWER_TRIANGLE[0], LOWER_TRIANGLE[1]],
+        first_hit=first_hit,
+        first_phi=first_phi,
+        calorimeter=position,
+        calorimeter_phi=phi_change,
+        num_hits=seen.num_hits,
+        chi2=spoilt * rng.chisquare(ndf),
+        ndf=ndf,
+        dedx=dedx,
+        dedx_error=dedx * (detector.dedx_resolution or 0.0),
+        confused_with=seen.neighbour,
+    )
+
+
+class _Seen(NamedTuple):
+    """What the tracker sees of tracks to be, (n,) or (n, 5)."""
+
+    particle: IntArray
+    neighbour: IntArray  # see Tracks.confused_with
+    parameters: FloatArray  # true ones at the origin
+    num_hits: IntArray
+    radius: FloatArray  # of the innermost hit
+    first_arc: FloatArray  # transverse path from the origin to there
+    lever: FloatArray  # see lever_arm
+
+    def ordered(self, order: IntArray) -> _Seen:
+        """The same tracks in another order."""
+        columns: Any = (column[order] for column in self)
+        return _Seen(*columns)
+
+
+def _seen(particles: Particles, flight: Flight, detector: DetectorModel, rng: np.random.Generator) -> _Seen:
+    """The tracks with enough hits that are found."""
     pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
     eta = np.arcsinh(particles.momentum[:, 2] / np.maximum(pt, 1e-9))
-    decays_in_flight = (particles.status == 2) | flight.is_destroyed
+    length = np.linalg.norm(particles.endpoint - particles.vertex, axis=1)
+    ends = (particles.status == 2) | flight.is_destroyed
     candidates = np.flatnonzero(
         (particles.charge != 0)
         & (pt > MIN_PT)
         & (np.abs(eta) < detector.track_eta_max)
         & (np.linalg.norm(particles.vertex, axis=1) < MAX_START)
+        & (~ends | (length > MIN_FLIGHT))
     )
-    length = np.linalg.norm(particles.endpoint - particles.vertex, axis=1)
-    candidates = candidates[~decays_in_flight[candidates] | (length[candidates] > MIN_FLIGHT)]
-    true, arcs_to_origin = _at_origin(particles, candidates, detector.b_field)
-    layers = np.array(detector.barrel_layers)
-    disks = np.array(detector.disks)
-    stop = np.where(decays_in_flight, length * pt / np.maximum(np.linalg.norm(particles.momentum, axis=1), 1e-9), 1e30)[candidates]
-    num_hits, first_hit, first_arc = _hits(
-        particles.vertex[candidates], true[:, 1] - true[:, 2] * arcs_to_origin, true[:, 2], true[:, 4], layers, disks, stop
+    straight = length * pt / np.maximum(np.linalg.norm(particles.momentum, axis=1), 1e-9)
+    stop = np.where(particles.status == 2, straight, flight.end)[candidates]
+    confusion = confuse(particles, candidates, detector, rng)
+    is_found = rng.random(len(candidates)) < _efficiency(particles, candidates, pt, eta, detector)
+    piece, start, stop = _pieces(confusion.is_broken, stop, break_radius(detector))
+    found = is_found[piece]
+    piece, start, stop = piece[found], start[found], stop[found]
+    index = candidates[piece]
+    true, to_vertex = _at_origin(particles, index, detector.b_field)
+    num_hits, first_hit, first_arc, last_arc = tracker_hits(
+        particles.vertex[index], true[:, 1] - true[:, 2] * to_vertex, true[:, 2], true[:, 4], detector, start, stop
     )
-    found = (num_hits >= MIN_HITS) & (rng.random(len(candidates)) < _efficiency(particles, candidates, pt, eta, detector))
-    keep = np.flatnonzero(found)
-    radius = np.hypot(first_hit[:, 0], first_hit[:, 1])
-    is_electron = np.abs(particles.pdg[candidates[keep]]) == int(pid.e_minus)
-    measured = _measured(_as_seen(true[keep], flight, candidates[keep], detector), radius[keep], is_electron, detector, rng)
-    # In the order of the particles, neighbours would be siblings and the first tracks those of the hard process.
-    by_pt = np.lexsort((np.abs(measured[:, 2]), particles.event[candidates[keep]]))
-    keep, measured = keep[by_pt], measured[by_pt]
-    index = candidates[keep]
-    true, num_hits = true[keep], num_hits[keep]
-    sigma = _resolutions(measured, radius[keep], np.zeros(len(keep), dtype=bool), detector)
-    covariance = sigma[:, :, None] * sigma[:, None, :] * CORRELATION
-    ndf = 2 * num_hits - 5
-    dedx = _dedx(particles, index, detector.dedx_resolution, rng)
-    at_first, first_phi = _after(measured, first_arc[keep] + arcs_to_origin[keep])
-    position, phi_change = _at_calorimeter(measured, detector)
-    return Tracks(
-        event=particles.event[index],
-        particle=index,
-        parameters=measured,
-        true_parameters=true,
-        covariance=covariance[:, LOWER_TRIANGLE[0], LOWER_TRIANGLE[1]],
-        first_hit=at_first,
-        first_phi=first_phi,
-        calorimeter=position,
-        calorimeter_phi=phi_change,
-        num_hits=num_hits,
-        chi2=rng.chisquare(np.maximum(ndf, 1)),
-        ndf=ndf,
-        dedx=dedx,
-        dedx_error=dedx * (detector.dedx_resolution or 0.0),
-        confused_with=_confusion(particles.event[index], index, rng),
+    keep = np.flatnonzero(num_hits >= MIN_HITS)
+    return _Seen(
+        particle=index[keep],
+        neighbour=np.where(start > 0, -1, confusion.neighbour[piece])[keep],  # the outer part of a broken track has its own hits
+        parameters=true[keep],
+        num_hits=num_hits[keep],
+        radius=np.hypot(first_hit[:, 0], first_hit[:, 1])[keep],
+        first_arc=(first_arc + to_vertex)[keep],
+        lever=lever_arm(last_arc - first_arc, true[:, 4], detector)[keep],
     )
 
 
@@ -163,54 +197,51 @@ def _at_origin(particles: Particles, index: IntArray, b_field: float) -> tuple[F
     return np.stack([d0, phi0, omega, z - path * tan_lambda, tan_lambda], axis=1), path
 
 
-@compiled
-def _hits(
-    vertex: FloatArray, phi: FloatArray, omega: FloatArray, tan_lambda: FloatArray, layers: FloatArray, disks: FloatArray, stop: FloatArray
-) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Number of hits (n,), position of the innermost (n, 3) and its transverse path from the vertex (n,)."""
-    num = len(phi)
-    counts, first, arcs = np.zeros(num, dtype=np.int64), np.zeros((num, 3)), np.zeros(num)
-    for i in range(num):
-        x, y, z = vertex[i]
-        best = 1e30
-        half_turn = np.pi / max(abs(omega[i]), 1e-9)
-        for k in range(len(layers)):
-            if layers[k, 0] <= np.hypot(x, y):
-                continue
-            arc = arc_to_radius(x, y, phi[i], omega[i], layers[k, 0])
-            if arc < 0 or arc > min(half_turn, stop[i]) or abs(z + arc * tan_lambda[i]) > layers[k, 1]:
-                continue
-            counts[i] += 1
-            best = min(best, arc)
-        for k in range(len(disks)):
-            if abs(tan_lambda[i]) < 1e-6:
-                break
-            arc = (np.sign(tan_lambda[i]) * disks[k, 0] - z) / tan_lambda[i]
-            if arc < 0 or arc > min(half_turn, stop[i]):
-                continue
-            hx, hy, _, _ = move(x, y, z, phi[i], omega[i], tan_lambda[i], arc)
-            r = np.hypot(hx, hy)
-            if disks[k, 1] <= r <= disks[k, 2]:
-                counts[i] += 1
-                best = min(best, arc)
-        if counts[i] > 0:
-            first[i, 0], first[i, 1], first[i, 2], _ = move(x, y, z, phi[i], omega[i], tan_lambda[i], best)
-            arcs[i] = best
-    return counts, first, arcs
+def _pieces(is_broken: npt.NDArray[np.bool_], stop: FloatArray, radius: float) -> tuple[IntArray, FloatArray, FloatArray]:
+    """(particle, start, stop) of each track of particles that end at `stop` (n,), all as transverse paths from where they are made."""
+    broken = np.flatnonzero(is_broken)
+    row = np.concatenate([np.arange(len(stop)), broken])
+    start = np.concatenate([np.zeros(len(stop)), np.full(len(broken), radius)])
+    return row, start, np.concatenate([np.where(is_broken, np.minimum(stop, radius), stop), stop[broken]])
 
 
 def _measured(
-    true: FloatArray, radius: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel, rng: np.random.Generator
+    particles: Particles, flight: Flight, seen: _Seen, spoilt: FloatArray, detector: DetectorModel, rng: np.random.Generator
 ) -> FloatArray:
-    """Helix parameters (n, 5) drawn around the true ones; `radius` is that of the innermost hit."""
-    sigma = _resolutions(true, radius, is_electron, detector)
-    measured: FloatArray = true + sigma * (rng.standard_normal((len(true), 5)) @ np.linalg.cholesky(CORRELATION).T)
+    """Helix parameters (n, 5) drawn around the true ones.
+
+    A wrong hit, which raises chi2 by the factor `spoilt` (n,), moves them by its root, and the curvature away from a straight line.
+    """
+    middle = _as_seen(seen.parameters, flight, seen.particle, detector)
+    is_electron = np.abs(particles.pdg[seen.particle]) == int(pid.e_minus)
+    sigma = _resolutions(middle, seen.radius, seen.lever, is_electron, detector) * np.sqrt(spoilt)[:, None]
+    shift = sigma * (rng.standard_normal((len(middle), 5)) @ np.linalg.cholesky(CORRELATION).T)
+    shift[:, 2] = np.where(spoilt > 1.0, np.abs(shift[:, 2]) * np.sign(middle[:, 2]), shift[:, 2])
+    measured: FloatArray = middle + shift
     measured[:, 1] = (measured[:, 1] + np.pi) % (2 * np.pi) - np.pi
     return measured
 
 
-def _resolutions(parameters: FloatArray, radius: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel) -> FloatArray:
-    """Standard deviations (n, 5) of helix parameters (n, 5); `radius` is that of the innermost hit."""
+def _errors(measured: FloatArray, seen: _Seen, detector: DetectorModel) -> FloatArray:
+    """Standard deviations (n, 5) as a fit to a hadron's hits gives them: those of the curvature that is to be expected, given the measured.
+
+    Its mean square is that of the measured value plus its variance. A short track that happens to look straight is not known to have the
+    momentum that it seems to have, and so not to scatter as little.
+    """
+    is_electron = np.zeros(len(measured), dtype=bool)
+    omega_error = _resolutions(measured, seen.radius, seen.lever, is_electron, detector)[:, 2]
+    expected = measured.copy()
+    expected[:, 2] = np.hypot(measured[:, 2], omega_error)
+    return _resolutions(expected, seen.radius, seen.lever, is_electron, detector)
+
+
+def _resolutions(
+    parameters: FloatArray, radius: FloatArray, lever: FloatArray, is_electron: npt.NDArray[np.bool_], detector: DetectorModel
+) -> FloatArray:
+    """Standard deviations (n, 5) of helix parameters (n, 5); `radius` is that of the innermost hit, `lever` as in `lever_arm`.
+
+    The curvature's error grows with the inverse square of the lever arm where points limit it, with the inverse where scattering does.
+    """
     omega, tan_lambda = parameters[:, 2], parameters[:, 4]
     pt, eta = CURVATURE * detector.b_field / np.abs(omega), np.arcsinh(tan_lambda)
     bins = detector.momentum_resolution
@@ -219,12 +250,12 @@ def _resolutions(parameters: FloatArray, radius: FloatArray, is_electron: npt.ND
     constant = np.where(is_electron, np.array([b.electron_constant for b in bins])[which], np.array([b.constant for b in bins])[which])
     momentum = pt * np.cosh(eta)
     sin_theta = 1.0 / np.cosh(eta)
-    lever = np.maximum(radius / detector.barrel_layers[0][0], 1.0)
-    d0 = lever * np.hypot(detector.d0_asymptotic, detector.d0_scattering / (momentum * sin_theta**1.5))
+    far = np.maximum(radius / detector.barrel_layers[0][0], 1.0)
+    d0 = far * np.hypot(detector.d0_asymptotic, detector.d0_scattering / (momentum * sin_theta**1.5))
     outside_vertex = radius > detector.barrel_layers[detector.vertex_layers - 1][0] * VERTEX_MARGIN
     phi = np.hypot(PHI_ASYMPTOTIC, PHI_SCATTERING / (momentum * np.sqrt(sin_theta))) * np.sqrt(1.0 + radius / PHI_RADIUS)
     z0 = d0 / sin_theta * np.where(outside_vertex, STRIP_FACTOR, 1.0)
-    return np.stack([d0, phi, np.abs(omega) * np.hypot(slope * pt, constant), z0, phi / sin_theta], axis=1)
+    return np.stack([d0, phi, np.abs(omega) * np.hypot(slope * pt / lever**2, constant / lever), z0, phi / sin_theta], axis=1)
 
 
 def _after(measured: FloatArray, length: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -258,10 +289,3 @@ def _dedx(particles: Particles, index: IntArray, resolution: float | None, rng: 
     beta2 = beta_gamma**2 / (1.0 + beta_gamma**2)
     loss = BETHE_SCALE * (1.0 + 0.08 * np.log1p(np.minimum(beta_gamma, 300.0) / 3.5)) / np.maximum(beta2, 0.02)
     return loss * (1.0 + resolution * rng.standard_normal(len(index)))
-
-
-def _confusion(event: IntArray, particle: IntArray, rng: np.random.Generator) -> IntArray:
-    """For WRONG_HITS of the tracks, the particle of the neighbouring track in the same event that owns one of its hits; else -1."""
-    other = np.roll(particle, 1)
-    same_event = np.roll(event, 1) == event
-    return np.where((rng.random(len(particle)) < WRONG_HITS) & same_event & (other != particle), other, -1)

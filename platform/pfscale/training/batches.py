@@ -6,7 +6,7 @@ A step is planned globally: it has the same events whatever the number of worker
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,7 +49,7 @@ class Step:
 
 def training_steps(
     index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: int
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """The steps from number `start` on, epoch after epoch, for ever; a few are made ahead in a thread."""
     return ahead(_steps(index, train, config, world, seed=seed, start=start), _STEPS_AHEAD)
 
@@ -113,7 +113,7 @@ def deal(lengths: NDArray[np.int64], num_workers: int) -> list[NDArray[np.int64]
     return [by_length[worker == number] for number in range(num_workers)]
 
 
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+def ahead(items: Iterator[T], count: int) -> Generator[T, None, None]:
     """The same items in the same order, up to `count` of them made in a thread before they are asked for."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

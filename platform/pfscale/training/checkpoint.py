@@ -20,6 +20,7 @@ from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Engine, Weights, make_engine, needs_universal, to_universal
 from pfscale.training.session import Session, World
 
+JET_IQR = "jet_iqr"  # entry of the history, beside "train" and "validation"
 BEST, AVERAGED, STATE = "best.safetensors", "averaged.safetensors", "state.json"
 
 

@@ -25,6 +25,8 @@ from pfscale.models.batch import Batch
 from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
 
 Weights = dict[str, Tensor]
+# Elements that DeepSpeed sends at once; its own 500 million would be buffers of many times our models' size.
+_BUCKETS = dict.fromkeys(("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size"), 20000000)
 _TAG = "engine"  # what DeepSpeed calls the one checkpoint in a folder
 
 
@@ -189,7 +191,7 @@ class DeepSpeedEngine:
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 1_000_000_000,
             **config.options,
-            "zero_optimization": {**config.options.get("zero_optimization", {}), "stage": config.zero_stage},
+            "zero_optimization": {**_BUCKETS, **config.options.get("zero_optimization", {}), "stage": config.zero_stage},
             "checkpoint": {**config.options.get("checkpoint", {}), "load_universal": from_universal},
         }
         try:

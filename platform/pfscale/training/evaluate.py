@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -16,12 +16,14 @@ from pfscale.errors import OutputExistsError
 from pfscale.models.bundle import Bundle
 from pfscale.physics.evaluation import MLPF, RULE_BASED, TRUTH_TARGETS, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.evaluation import Candidates as Particles
-from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.shards.ragged import GEN_COLUMNS, INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents, list_leaves, struct_leaf
 from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig, target_candidates
 from pfscale.training.inference import event_chunks, run_model
 from pfscale.training.lookup import load_model, mismatches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASELINE_COLUMNS = tuple(f"baseline.list.element.{name}" for name in ("pdg", "charge", "px", "py", "pz", "energy"))
 METRICS_FILE = "metrics.json"
@@ -51,6 +53,8 @@ class Evaluation:
 
     def figures(self) -> dict[str, Figure]:
         """File name -> figure of jets and missing momentum."""
+        from pfscale.report import figures  # not before: workers that only want numbers need no matplotlib
+
         return {
             "jet_response.png": figures.jet_response(self.result)[0],
             "jet_resolution_vs_pt.png": figures.jet_resolution_vs_pt(self.result)[0],

@@ -22,6 +22,7 @@ from pfscale.training.batches import Step
 from pfscale.training.config import GuardConfig, TrainingConfig
 
 INCIDENT, CONFIG, MODEL = "incident.json", "config.yaml", "model"
+_LOWER_RATE = "a lower optimisation.learning_rate may help"
 _EVENTS_NAMED = 4  # in the message; the file names all
 
 
@@ -55,11 +56,11 @@ class Guard:
         """
         loss = math.fsum(terms.values())
         if not math.isfinite(loss):
-            self._stop(f"the loss is not finite at step {number}", number, step, {"terms": terms})
+            self._stop(f"the loss is not finite at step {number}", _LOWER_RATE, number, step, {"terms": terms})
         if is_spike(loss, self.recent, self.config.guard):
             usual = float(np.median(self.recent))
             what = f"the loss jumps to {loss:.4g} at step {number}, {loss / usual:.1f} times the median {usual:.4g} of the steps before"
-            self._stop(what, number, step, {"terms": terms, "median": usual})
+            self._stop(what, "if it is harmless, guard.spike_factor=0 goes on", number, step, {"terms": terms, "median": usual})
         self.recent.append(loss)
 
     def check_norm(self, number: int, step: Step, norm: float) -> None:
@@ -69,9 +70,9 @@ class Guard:
             TrainingError: it is not finite.
         """
         if not math.isfinite(norm):
-            self._stop(f"the gradient is not finite at step {number}", number, step, {"gradient_norm": norm})
+            self._stop(f"the gradient is not finite at step {number}", _LOWER_RATE, number, step, {"gradient_norm": norm})
 
-    def _stop(self, what: str, number: int, step: Step, numbers: dict[str, Any]) -> None:
+    def _stop(self, what: str, advice: str, number: int, step: Step, numbers: dict[str, Any]) -> None:
         folder = self.folder / f"incident-{number:09d}"
         folder.mkdir(parents=True, exist_ok=True)
         self.save_model(folder / MODEL)
@@ -82,11 +83,7 @@ class Guard:
             (folder / CONFIG).write_text(dump_yaml(self.config))
         named = ", ".join(f"uid:{u}" for u in step.uid[:_EVENTS_NAMED])
         more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
-        hint = f"see which events did it: python -m pfscale.training.replay {folder}"
-        if "jumps" in what:
-            hint += "; if it is harmless, guard.spike_factor=0 goes on"
-        else:
-            hint += "; a lower optimisation.learning_rate may help"
+        hint = f"see which events did it: python -m pfscale.training.replay {folder}; {advice}"
         raise TrainingError(what, where=f"events {named}{more}", hint=hint)
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +145,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     metrics |= evaluation.metrics
     for name, figure in evaluation.figures().items():
         logger.log_figure(figure, f"figures/{name}")
-    logger.log_figure(figures.learning_curves(history)[0], "figures/learning_curves.png")
+    logger.log_figure(figures.learning_curves(history, references=references(metrics))[0], "figures/learning_curves.png")
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=state.step)
     card = {**bundle.card, "metrics": finite}
@@ -171,6 +171,13 @@ def evaluate_on_validation(bundle: Bundle, index: EventIndex) -> Evaluation:
     """The physics figures of every training: the same validation events whatever was trained on, and however."""
     members = validation_events(index, _PHYSICS_EVENTS)
     return evaluate_bundle(bundle, index, members, title=f"{len(members)} validation events")
+
+
+def references(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What the jets' resolution during a training is drawn beside: name of the reconstruction -> IQR / median."""
+    keys = {"rule-based": "rule_based", "truth targets": "truth_targets"}
+    found = {name: metrics.get(f"{key}/jet_response_iqr_over_median", math.nan) for name, key in keys.items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def loggable(config: AnyConfig) -> AnyConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from pfscale.errors import TrainingError
 from pfscale.models.batch import collate
-from pfscale.models.bundle import load_bundle, save_bundle
+from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.shards.dataset import EventIndex, cut_by_tokens, load_index, read_events, select_events
 from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.training.batches import LEARNING_COLUMNS, Step, training_steps, worker_passes
-from pfscale.training.checkpoint import LoopState, Restored, loop_start, write_checkpoint
+from pfscale.training.checkpoint import JET_IQR, LoopState, Restored, loop_start, write_checkpoint
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Engine, Weights, learning_rate, swapped
 from pfscale.training.guard import Guard, explained_memory
@@ -36,6 +36,9 @@ from pfscale.training.progress import write_progress
 from pfscale.training.session import Session, World
 
 _NORMALISATION_EVENTS = 2000
+_PHYSICS_EVENTS = 500  # of those that the losses are evaluated on
+_JET_IQR = "mlpf/jet_response_iqr_over_median"
+_PHYSICS_METRICS = (_JET_IQR, "mlpf/jet_response_median", "mlpf/met_resolution", "mlpf/jet_matched_fraction")
 _EVALUATION_TOKENS = 8192  # per pass
 
 
@@ -114,27 +117,33 @@ class _Training:
         self.committed = self.resumed_from = self.state.step
 
     def run(self) -> None:
-        config, last = self.config, self.config.optimisation.num_steps
-        steps = training_steps(self.index, self.train, config.data, self.session, seed=config.seed, start=self.state.step)
-        is_stopping = False
-        while self.state.step < last and not is_stopping:
-            with self.meter.time(DATA):
-                step = next(steps)
-            with self.meter.time(WORK), explained_memory(step):
-                is_stopping = self._step(step)
-            self.meter.count(step.lengths.tolist())
-            if self.state.step % config.run.log_every == 0 or self.state.step == last:
-                with self.meter.time(LOGGING):
-                    self._log()
-            if self.state.step % config.optimisation.evaluate_every == 0 or self.state.step == last:
-                with self.meter.time(EVALUATION):
-                    self._evaluate()
-            if self.state.step - self.committed >= config.checkpoint_every or self.state.step == last or is_stopping:
-                with self.meter.time(CHECKPOINT):
-                    self._commit()
+        start, seed = self.state.step, self.config.seed
+        with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=start)) as steps:
+            is_ending = start >= self.config.optimisation.num_steps
+            while not is_ending:
+                with self.meter.time(DATA):
+                    step = next(steps)
+                with self.meter.time(WORK), explained_memory(step):
+                    is_stopping = self._step(step)
+                self.meter.count(step.lengths.tolist())
+                is_ending = is_stopping or self.state.step == self.config.optimisation.num_steps
+                self._between_steps(is_stopping=is_stopping)
         with self.meter.time(CHECKPOINT):
             self.session.finish()
-        steps.close()  # type: ignore[attr-defined]
+
+    def _between_steps(self, *, is_stopping: bool) -> None:
+        """Logs, evaluates and commits where it is time to."""
+        config, step = self.config, self.state.step
+        is_last = step == config.optimisation.num_steps
+        if step % config.run.log_every == 0 or is_last:
+            with self.meter.time(LOGGING):
+                self._log()
+        if step % config.optimisation.evaluate_every == 0 or is_last:
+            with self.meter.time(EVALUATION):
+                self._evaluate()
+        if step - self.committed >= config.checkpoint_every or is_last or is_stopping:
+            with self.meter.time(CHECKPOINT):
+                self._commit()
 
     def _step(self, step: Step) -> bool:
         """One optimizer step; whether the run was asked to stop after it (agreed on by all workers)."""
@@ -166,7 +175,8 @@ class _Training:
         if self.logger is None:
             return
         done = {"epoch": self.state.events / len(self.train), "learning_rate": learning_rate(self.config.optimisation, self.state.step - 1)}
-        self.logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **done, **self.meter.metrics()}, step=self.state.step)
+        speed = self.meter.metrics()
+        self.logger.log_metrics({**{f"train_{k}": v for k, v in means.items()}, **done, **speed}, step=self.state.step)
         validation = self.state.history["validation"]
         write_progress(
             self.inputs.folder,
@@ -174,7 +184,7 @@ class _Training:
             resumed_from=self.resumed_from,
             loss=means["loss"],
             validation_loss=validation[-1][1] if validation else None,
-            elements_per_second=self.meter.metrics()["elements_per_second"],
+            elements_per_second=speed["elements_per_second"],
         )
 
     def _evaluate(self) -> None:
@@ -192,6 +202,26 @@ class _Training:
             if score < self.state.best_score:
                 self.state.best_score, self.state.best_loss, self.state.best_step = score, losses["loss"], self.state.step
                 self.best = self.engine.weights()
+            if self.config.physics_every and self.state.step % self.config.physics_every == 0:
+                self._look_at_physics()
+
+    def _look_at_physics(self) -> None:
+        """Jets and missing momentum of the weights as they are; rank 0 reconstructs, the others wait at the next step."""
+        weights = self.engine.weights()
+        if self.session.rank:
+            return
+        from pfscale.training.evaluate import evaluate_bundle
+
+        model = Mlpf(self.inputs.model)
+        model.load_state_dict(model_weights(weights))
+        card = {"task": self.config.task.model_dump(mode="json"), **_data_of(self.index)}
+        members = self.validation.members[:_PHYSICS_EVENTS]
+        found = evaluate_bundle(Bundle(model.eval(), card), self.index, members, title="").metrics
+        logged = {name: found[name] for name in _PHYSICS_METRICS if math.isfinite(found.get(name, math.nan))}
+        if self.logger is not None:
+            self.logger.log_metrics(logged, step=self.state.step)
+        if _JET_IQR in logged:
+            self.state.history.setdefault(JET_IQR, []).append((self.state.step, logged[_JET_IQR]))
 
     def _commit(self) -> None:
         self.committed = self.state.step
@@ -206,7 +236,7 @@ class _Training:
     def _save_model(self, folder: Path) -> None:
         weights = self.engine.weights()
         if self.session.rank == 0:
-            save_bundle(folder, self.inputs.model, model_weights(weights), {"kind": "mlpf", "step": self.state.step})
+            save_bundle(folder, self.inputs.model, model_weights(weights), {"kind": MLPF_KIND, "step": self.state.step})
 
 
 class Validation:
@@ -291,6 +321,10 @@ def _build_model(inputs: LoopInputs, index: EventIndex, train: NDArray[np.int64]
     sample = read_events(index, train[:_NORMALISATION_EVENTS], INPUT_COLUMNS)
     model.encoder.standardise.fit(sample.features, sample.is_track)
     return model
+
+
+def _data_of(index: EventIndex) -> dict[str, str]:
+    return {"detector": index.manifest.detector, "simulation": index.manifest.simulation}
 
 
 def validation_events(index: EventIndex, num_events: int | None) -> NDArray[np.int64]:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pfscale.edm4hep.detectors import Detector, find_detector
-from pfscale.edm4hep.reader import EventSource, open_source
+from pfscale.edm4hep.reader import EventSource, open_source, require_detector
 from pfscale.errors import OutputExistsError, PfscaleError
 from pfscale.models.bundle import Bundle
 from pfscale.shards.events import stream_events
 from pfscale.shards.ragged import from_arrow
-from pfscale.shards.sources import expand_sources, require_detector
+from pfscale.shards.sources import expand_sources
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.inference import Prediction, run_model
 from pfscale.training.lookup import load_model, mismatches

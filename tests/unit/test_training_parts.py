@@ -1,0 +1,109 @@
+"""Parts of a training that need no data: what is filled into a config, schedules, averages of weights, the meter's figures."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from pfscale.config import RunConfig, fingerprint
+from pfscale.models.flops import training_flops
+from pfscale.models.mlpf import Mlpf, MlpfConfig
+from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, resolved
+from pfscale.training.engine import learning_rate, optimizer_for
+from pfscale.training.loop import update_average
+from pfscale.training.meter import DATA, EVALUATION, WORK, Meter
+from pfscale.training.pretrain import PretrainConfig
+from pfscale.training.session import Alone
+
+
+def test_what_is_left_open_is_filled_in_before_a_run_gets_its_name() -> None:
+    """Catches two names for one training, or one name for two: a rate that is the default's, a precision that is the hardware's."""
+    config = PretrainConfig(model=MlpfConfig(size=3))
+    full = resolved(config, config.model)
+    assert full.optimisation.learning_rate is not None
+    explicit = PretrainConfig(
+        model=MlpfConfig(size=3), precision="fp32", optimisation=OptimisationConfig(learning_rate=full.optimisation.learning_rate)
+    )
+    assert fingerprint(full) == fingerprint(resolved(explicit, explicit.model))
+    on_accelerator = resolved(config.model_copy(update={"run": RunConfig(use_gpu=True)}), config.model)
+    assert on_accelerator.precision == "bf16"
+    assert fingerprint(on_accelerator) != fingerprint(full)
+    wider = resolved(config, MlpfConfig(size=6)).optimisation.learning_rate
+    assert wider is not None
+    assert wider < full.optimisation.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_another"),
+    [
+        ({"recompute_activations": True}, False),
+        ({"physics_every": 10}, False),
+        ({"engine": DeepSpeedEngineConfig(options={"zero_optimization": {"overlap_comm": False}})}, True),
+        ({"optimisation": OptimisationConfig(ema_decay=0.99)}, True),
+    ],
+)
+def test_only_what_changes_the_result_changes_the_name(changes: dict[str, Any], is_another: bool) -> None:
+    """Catches a run that starts afresh because it was given less memory, and one that resumes another's weights."""
+    assert (fingerprint(PretrainConfig(**changes)) != fingerprint(PretrainConfig())) == is_another
+
+
+def test_an_average_of_weights_that_no_worker_has_whole_is_refused() -> None:
+    """Catches an average of shards that is taken for one of weights."""
+    with pytest.raises(ValidationError, match="zero_stage 3"):
+        PretrainConfig(optimisation=OptimisationConfig(ema_decay=0.9), engine=DeepSpeedEngineConfig(zero_stage=3))
+
+
+def test_the_rate_rises_falls_and_ends_with_the_run() -> None:
+    """Catches a schedule that is not tied to the run's own steps."""
+    config = OptimisationConfig(num_steps=200, learning_rate=1.0, warmup_fraction=0.1, final_fraction=0.1)
+    rates = [learning_rate(config, step) for step in range(200)]
+    assert max(rates) == rates[20] == 1.0
+    assert rates[0] == pytest.approx(1 / 20)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    """Catches weight decay that pulls the scale of a norm to zero."""
+    model = Mlpf(MlpfConfig())
+    decaying, others = optimizer_for(model, OptimisationConfig(weight_decay=0.1)).param_groups
+    assert decaying["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in decaying["params"])
+    norms_and_biases = {id(p) for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name}
+    assert {id(p) for p in others["params"]} == norms_and_biases
+
+
+def test_the_average_follows_the_weights() -> None:
+    """Catches an average that is stuck at the random start, or that is the weights themselves."""
+    module = nn.Linear(2, 2)
+    averaged = {name: p.detach().clone() for name, p in module.named_parameters()}
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    for step in range(50):
+        update_average(averaged, SimpleNamespace(module=module), 0.999, step=step)  # type: ignore[arg-type]
+    assert bool((averaged["weight"] > 0.95).all())
+    update_average(averaged, SimpleNamespace(module=module), 0.999, step=10**6)  # type: ignore[arg-type]
+    assert averaged["weight"].data_ptr() != module.weight.data_ptr()
+
+
+def test_the_meters_shares_and_rates_are_those_of_its_times() -> None:
+    """Catches waiting that counts as work, evaluation that slows the rate of learning, a utilisation of the wrong number of workers."""
+    model = Mlpf(MlpfConfig())
+    world = Alone()
+    world.world_size = 2
+    meter = Meter(model, world, precision="fp32")
+    meter.count([10, 30])
+    meter.seconds |= {WORK: 3.0, DATA: 1.0, EVALUATION: 4.0}
+    found = meter.metrics()
+    assert found["elements_per_second"] == pytest.approx(10)
+    assert found["events_per_second"] == pytest.approx(0.5)
+    assert (found["data_share"], found["evaluation_share"]) == pytest.approx((1 / 8, 1 / 2))
+    assert found["mfu"] == pytest.approx(training_flops(model, [10, 30]) / 2 / 3.0 / meter.matrix_rate)
+    assert found["peak_memory_mb"] > 50

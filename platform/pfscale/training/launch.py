@@ -36,7 +36,7 @@ from pfscale.training.progress import told
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.stopping import stop_on_sigterm
-from pfscale.training.storage import claimed, read_finished, storage_folder, write_finished
+from pfscale.training.storage import claimed, read_finished, storage_folder, wait_for_workers, working, write_finished
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 _log = logging.getLogger(__name__)
@@ -242,6 +242,7 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
     )
+    wait_for_workers(folder)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -266,7 +267,8 @@ def _worker(config: dict[str, Any]) -> TrainingError | None:
     run = inputs.config.run
     torch.set_num_threads(run.threads_per_worker or max(1, int(run.cpus_per_worker)))
     try:
-        run_loop(inputs, RaySession(inputs.folder))
+        with working(inputs.folder):
+            run_loop(inputs, RaySession(inputs.folder))
     except TrainingError as error:
         return error
     return None

@@ -1,9 +1,10 @@
-"""The folder of a run: claimed by one process at a time, and holding the record of a finished run."""
+"""The folder of a run: claimed by one driver and its workers at a time, and holding the record of a finished run."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from pfscale.tracking.registry import ModelVersion
 from pfscale.tracking.runs import Tracker
 from pfscale.training.run import Run
 
-RECORD, LOCK = "run.json", ".lock"
+RECORD, LOCK, WORKERS = "run.json", ".lock", ".workers"
 
 
 def storage_folder(run: RunConfig) -> Path:
@@ -51,6 +52,35 @@ def claimed(folder: Path) -> Iterator[None]:
                 "this run is in progress in another process", where=str(folder), hint="wait for it, or end it first"
             ) from None
         yield
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """While it lasts, and this process lives, others can tell that a worker trains in the run's folder (any number of workers may)."""
+    with (folder / WORKERS).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def wait_for_workers(folder: Path, *, patience: float = 60.0) -> None:
+    """Returns when no worker trains in the run's folder.
+
+    Workers outlive a driver that was killed by some seconds, in which they go on to commit checkpoints and to delete old ones.
+
+    Raises:
+        ResourceError: some still do after `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    with (folder / WORKERS).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    hint = "their driver is gone: end the processes ray::RayTrainWorker, then repeat the command"
+                    raise ResourceError("workers of an earlier attempt still train here", where=str(folder), hint=hint) from None
+                time.sleep(0.1)
 
 
 def read_finished(folder: Path, tracker: Tracker, fingerprint: str) -> Run | None:

@@ -70,6 +70,18 @@ def test_steps_are_about_equally_large() -> None:
     assert min(sizes) > 0.85 * max(sizes)
 
 
+def test_windows_are_about_equally_large() -> None:
+    """Catches a last window of what was left over, with steps of a few events."""
+    index = make_index(2060, group_rows=41)
+    for epoch in range(6):
+        windows = plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=2000, seed=1, epoch=epoch)
+        assert [len(w.events) for w in windows] == [2060]
+        windows = plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=500, seed=1, epoch=epoch)
+        sizes = [len(w.events) for w in windows]
+        assert len(sizes) == 4
+        assert min(sizes) > 0.8 * max(sizes)
+
+
 def test_a_step_is_a_random_sample_of_lengths() -> None:
     """Catches steps of events that are alike, whose gradients point elsewhere than those of the whole data set."""
     index = make_index(4000, longest=400)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pfscale.config import RunConfig, fingerprint
+from pfscale.errors import TrainingError
 from pfscale.models.flops import training_flops
 from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, resolved
@@ -20,6 +22,7 @@ from pfscale.training.loop import update_average
 from pfscale.training.meter import DATA, EVALUATION, WORK, Meter
 from pfscale.training.pretrain import PretrainConfig
 from pfscale.training.session import Alone
+from pfscale.training.storage import require_same_place
 
 
 def test_what_is_left_open_is_filled_in_before_a_run_gets_its_name() -> None:
@@ -43,7 +46,7 @@ def test_what_is_left_open_is_filled_in_before_a_run_gets_its_name() -> None:
     ("changes", "is_another"),
     [
         ({"recompute_activations": True}, False),
-        ({"physics_every": 10}, False),
+        ({"physics_every": 100}, False),
         ({"engine": DeepSpeedEngineConfig(options={"zero_optimization": {"overlap_comm": False}})}, True),
         ({"optimisation": OptimisationConfig(ema_decay=0.99)}, True),
     ],
@@ -51,6 +54,20 @@ def test_what_is_left_open_is_filled_in_before_a_run_gets_its_name() -> None:
 def test_only_what_changes_the_result_changes_the_name(changes: dict[str, Any], is_another: bool) -> None:
     """Catches a run that starts afresh because it was given less memory, and one that resumes another's weights."""
     assert (fingerprint(PretrainConfig(**changes)) != fingerprint(PretrainConfig())) == is_another
+
+
+def test_a_look_at_physics_that_no_evaluation_takes_is_refused() -> None:
+    """Catches curves that are silently missing, or come less often than asked for."""
+    with pytest.raises(ValidationError, match="multiple of optimisation"):
+        PretrainConfig(physics_every=150)
+
+
+def test_a_run_goes_on_where_its_checkpoints_are(tmp_path: Path) -> None:
+    """Catches a training that starts at step 0, because it was given workers after it had begun without."""
+    (tmp_path / "run" / "checkpoints" / "checkpoint_000000005").mkdir(parents=True)
+    require_same_place(tmp_path / "run", 0)
+    with pytest.raises(TrainingError, match="cannot be taken up"):
+        require_same_place(tmp_path / "run", 2)
 
 
 def test_an_average_of_weights_that_no_worker_has_whole_is_refused() -> None:
@@ -89,8 +106,11 @@ def test_the_average_follows_the_weights() -> None:
     for step in range(50):
         update_average(averaged, SimpleNamespace(module=module), 0.999, step=step)  # type: ignore[arg-type]
     assert bool((averaged["weight"] > 0.95).all())
+    before = averaged["bias"].clone()
+    with torch.no_grad():
+        module.bias += 1.0
     update_average(averaged, SimpleNamespace(module=module), 0.999, step=10**6)  # type: ignore[arg-type]
-    assert averaged["weight"].data_ptr() != module.weight.data_ptr()
+    torch.testing.assert_close(averaged["bias"], before + 0.001 * (module.bias.detach() - before))
 
 
 def test_the_meters_shares_and_rates_are_those_of_its_times() -> None:

@@ -153,14 +153,13 @@ def _windows_of(index: EventIndex, events: NDArray[np.int64], window_events: int
     events = np.sort(events)
     change = np.flatnonzero(np.diff(index.shard[events]) | np.diff(index.group[events])) + 1
     groups = np.split(events, change) if len(events) else []
-    run: list[NDArray[np.int64]] = []
-    for i in rng.permutation(len(groups)):
-        run.append(groups[i])
-        if sum(map(len, run)) >= window_events:
-            yield np.sort(np.concatenate(run))
-            run = []
-    if run:
-        yield np.sort(np.concatenate(run))
+    shuffled = [groups[i] for i in rng.permutation(len(groups))]
+    sizes = np.array([len(group) for group in shuffled])
+    num_windows = max(1, round(len(events) / window_events))
+    # by where a group's middle lies: all windows are about equally large, the last one, too
+    window = ((np.cumsum(sizes) - sizes / 2) / max(len(events), 1) * num_windows).astype(int)
+    for number in np.unique(window):
+        yield np.sort(np.concatenate([group for group, of in zip(shuffled, window, strict=True) if of == number]))
 
 
 def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -75,7 +77,7 @@ def loop_start(config: TrainingConfig, module: nn.Module, session: Session) -> R
         else:
             engine.load(folder)
         best = safetensors.torch.load_file(folder / BEST)
-        averaged = safetensors.torch.load_file(folder / AVERAGED) if config.optimisation.ema_decay else None
+        averaged = safetensors.torch.load_file(folder / AVERAGED, device=str(session.device)) if config.optimisation.ema_decay else None
         state.num_workers = session.world_size
         return Restored(engine, state, best, averaged)
 
@@ -108,23 +110,20 @@ def _save(weights: Weights, path: Path) -> None:
 @contextmanager
 def _universal(folder: Path, world: World) -> Iterator[Path]:
     """The checkpoint in a form for any number of workers, made once per node, deleted when all have read it."""
-    first = _is_first_of_node(world)
-    path = Path(tempfile.gettempdir()) / f"pfscale-universal-{folder.parent.name}-{folder.name}"
-    if first:
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        to_universal(folder, path)
-    _barrier(world)
+    is_first_of_node = world.local_rank == 0
+    digest = hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()  # another storage may hold a run of the same name
+    path = Path(tempfile.gettempdir()) / f"pfscale-universal-{os.getuid()}-{digest}"
     try:
+        if is_first_of_node:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            to_universal(folder, path)
+        _barrier(world)
         yield path
         _barrier(world)
     finally:
-        if first:
+        if is_first_of_node:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_first_of_node(world: World) -> bool:
-    return world.local_rank == 0
 
 
 def _barrier(world: World) -> None:

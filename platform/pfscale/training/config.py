@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pfscale.config import Config, RunConfig, runtime
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.tasks.reconstruction import LOSS_TERMS, ReconstructionConfig
+from pfscale.tracking.store import shown
 
 
 class DataConfig(Config):
@@ -21,7 +22,7 @@ class DataConfig(Config):
     tokens_per_pass: int | None = runtime(
         None,
         ge=64,
-        description="elements that a worker takes at once; it accumulates gradients where its part of a step has more; empty: all",
+        description="elements that a worker takes at once; it accumulates gradients for a larger part of a step; empty: all",
     )
     window_events: int = Field(20_000, ge=1, description="events that are read at once and shuffled among each other")
 
@@ -78,6 +79,7 @@ class DeepSpeedEngineConfig(Config):
         return self
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 AnyTrainingConfig = TypeVar("AnyTrainingConfig", bound="TrainingConfig")
 EngineConfig = Annotated[TorchEngineConfig | DeepSpeedEngineConfig, Field(discriminator="kind")]
 
@@ -110,6 +112,13 @@ class TrainingConfig(Config):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
+    def _physics_is_looked_at_in_evaluations(self) -> TrainingConfig:
+        every = self.optimisation.evaluate_every
+        if self.physics_every % every:
+            raise ValueError(f"physics_every must be a multiple of optimisation.evaluate_every ({every}), got {self.physics_every}")
+        return self
+
+    @model_validator(mode="after")
     def _averages_need_whole_weights(self) -> TrainingConfig:
         if self.optimisation.ema_decay and isinstance(self.engine, DeepSpeedEngineConfig) and self.engine.zero_stage == 3:
             raise ValueError("optimisation.ema_decay needs whole weights on every worker, which zero_stage 3 does not keep: use 2 at most")
@@ -130,3 +139,9 @@ def resolved(config: AnyTrainingConfig, model: MlpfConfig) -> AnyTrainingConfig:
 def default_learning_rate(width: int) -> float:
     """Peak learning rate for a model of this width: 2e-3 up to width 64, falling with its square root."""
     return float(f"{2e-3 * min(1.0, 64 / width) ** 0.5:.3g}")
+
+
+def loggable(config: AnyConfig) -> AnyConfig:
+    """The config as it may be shown: without a password in the tracking address of its run section."""
+    run: RunConfig = config.run  # type: ignore[attr-defined]
+    return config.model_copy(update={"run": run.model_copy(update={"tracking_uri": shown(run.tracking_uri)})})

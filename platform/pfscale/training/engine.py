@@ -166,7 +166,7 @@ class TorchEngine:
             torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", weights_only=True)
+        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
 

@@ -14,9 +14,9 @@ from pfscale.shards.dataset import load_index
 from pfscale.shards.manifest import load_manifest
 from pfscale.tracking.registry import weights_digest
 from pfscale.tracking.runs import Tracker, connect
-from pfscale.training.config import TrainingConfig, resolved
+from pfscale.training.config import TrainingConfig, loggable, resolved
 from pfscale.training.engine import TorchEngine
-from pfscale.training.launch import TRAINING_VERSION, Launch, ended, evaluate_on_validation, loggable, run_training
+from pfscale.training.launch import TRAINING_VERSION, Launch, ended, evaluate_on_validation, run_training
 from pfscale.training.lookup import locate_model, mismatches
 from pfscale.training.loop import Validation, evaluate_loss, validation_events
 from pfscale.training.module import TaskModule

@@ -19,7 +19,7 @@ import torch
 from pfscale.config import dump_yaml
 from pfscale.errors import PfscaleError, ResourceError, TrainingError
 from pfscale.training.batches import Step
-from pfscale.training.config import GuardConfig, TrainingConfig
+from pfscale.training.config import GuardConfig, TrainingConfig, loggable
 
 INCIDENT, CONFIG, MODEL = "incident.json", "config.yaml", "model"
 _LOWER_RATE = "a lower optimisation.learning_rate may help"
@@ -80,7 +80,7 @@ class Guard:
             events = {"data": self.data, "events": step.events.tolist(), "uid": step.uid.tolist()}
             found = {"what": what, "step": number, **numbers, **events}
             (folder / INCIDENT).write_text(json.dumps(found, indent=1))
-            (folder / CONFIG).write_text(dump_yaml(self.config))
+            (folder / CONFIG).write_text(dump_yaml(loggable(self.config)))
         named = ", ".join(f"uid:{u}" for u in step.uid[:_EVENTS_NAMED])
         more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
         hint = f"see which events did it: python -m pfscale.training.replay {folder}; {advice}"
@@ -107,10 +107,10 @@ def explained_memory(step: Step) -> Iterator[None]:
             raise
         largest = max((batch.num_elements for batch in step.passes), default=0)
         longest = int(step.lengths.max(initial=0))
-        if largest <= longest:
+        if longest > 0.75 * largest:
             hint = f"an event of {longest} elements alone does not fit: recompute_activations=true, or a smaller model"
         else:
-            fitting = max(64, longest, largest // 2)
+            fitting = max(64, longest, largest // 2)  # at most three quarters of what did not fit
             hint = f"data.tokens_per_pass={fitting} gives the same result in parts; recompute_activations=true needs less memory, too"
         raise ResourceError(f"out of memory in a pass of {largest} elements", hint=hint) from error
 
@@ -125,7 +125,7 @@ def explained_death(error: BaseException, *, num_elements: int) -> ResourceError
     """
     said = str(error)
     hint = f"the same command goes on from the last checkpoint; with data.tokens_per_pass={max(64, num_elements // 2)} it needs less memory"
-    if any(words in said for words in ("OUT_OF_MEMORY", "OutOfMemoryError", "running low on memory")):
+    if any(words in said for words in ("OUT_OF_MEMORY", "ray.exceptions.OutOfMemoryError", "running low on memory")):
         return ResourceError("Ray ended a worker because the machine's memory was full", hint=hint)
     if "Worker exit type: SYSTEM_ERROR" in said:
         return ResourceError("a worker process was killed, most likely by the kernel because memory was full (see dmesg)", hint=hint)

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
 
 from pfscale import __version__
-from pfscale.config import Config, RunConfig, dump_yaml
+from pfscale.config import dump_yaml
 from pfscale.errors import ModelNotFoundError, StoppedError, TrackingError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
@@ -24,9 +24,8 @@ from pfscale.report import figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
 from pfscale.tracking.runs import RunLogger, Tracker
-from pfscale.tracking.store import shown
 from pfscale.training.checkpoint import BEST, LoopState, read_state
-from pfscale.training.config import TrainingConfig
+from pfscale.training.config import TrainingConfig, loggable
 from pfscale.training.engine import Weights
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
 from pfscale.training.guard import explained_death
@@ -36,9 +35,8 @@ from pfscale.training.progress import told
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.stopping import stop_on_sigterm
-from pfscale.training.storage import claimed, read_finished, storage_folder, wait_for_workers, working, write_finished
+from pfscale.training.storage import claimed, read_finished, require_same_place, storage_folder, wait_for_workers, working, write_finished
 
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 _log = logging.getLogger(__name__)
 TRAINING_VERSION = "2"  # to be raised when the same config and data give other weights: old runs then count as other runs
 _PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
@@ -83,6 +81,7 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
         finished = read_finished(folder, tracker, launch.fingerprint)
         if finished is not None:
             return _registered_as_asked(launch, tracker, finished)
+        require_same_place(folder, config.run.num_workers)
         return _train(launch, tracker, index, folder)
 
 
@@ -178,12 +177,6 @@ def references(metrics: Mapping[str, float]) -> dict[str, float]:
     keys = {"rule-based": "rule_based", "truth targets": "truth_targets"}
     found = {name: metrics.get(f"{key}/jet_response_iqr_over_median", math.nan) for name, key in keys.items()}
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def loggable(config: AnyConfig) -> AnyConfig:
-    """The config as it may be shown: without a password in the tracking address of its run section."""
-    run: RunConfig = config.run  # type: ignore[attr-defined]
-    return config.model_copy(update={"run": run.model_copy(update={"tracking_uri": shown(run.tracking_uri)})})
 
 
 @contextmanager

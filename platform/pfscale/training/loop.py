@@ -83,6 +83,7 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
         restored = loop_start(config, module, session)
         if logger is not None and restored.state.step:
             logger.set_tags({"pfscale.resumed_from_step": str(restored.state.step)})
+        stack.callback(session.finish)  # whatever happens: a commit under way belongs to this run
         _Training(inputs, session, module, restored, index, train, validation, logger).run()
 
 
@@ -128,8 +129,6 @@ class _Training:
                 self.meter.count(step.lengths.tolist())
                 is_ending = is_stopping or self.state.step == self.config.optimisation.num_steps
                 self._between_steps(is_stopping=is_stopping)
-        with self.meter.time(CHECKPOINT):
-            self.session.finish()
 
     def _between_steps(self, *, is_stopping: bool) -> None:
         """Logs, evaluates and commits where it is time to."""

@@ -94,13 +94,12 @@ class LocalSession(Alone):
 
     def _commit(self, draft: Path, final: Path) -> None:
         """On the disk first, then under its name; older ones beyond `keep` are deleted."""
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        for path in (*draft.rglob("*"), draft):
+            _to_disk(path)
         if final.exists():
             shutil.rmtree(final)
         draft.rename(final)
+        _to_disk(self.folder)
         for old in sorted(self.folder.glob("checkpoint_*"))[: -self.keep]:
             shutil.rmtree(old)
 
@@ -111,6 +110,15 @@ class LocalSession(Alone):
 
     def is_asked_to_stop(self) -> bool:
         return (self.run_folder / STOP).exists()
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RaySession:
@@ -135,7 +143,7 @@ class RaySession:
         if self.local_rank == 0:
             # What workers left that were killed while they wrote. Nobody commits before all have taken a step together.
             for stale in Path(tempfile.gettempdir()).glob(f"{self.draft_prefix}*"):
-                shutil.rmtree(stale)
+                shutil.rmtree(stale, ignore_errors=True)
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfscale.config import RunConfig
-from pfscale.errors import ResourceError
+from pfscale.errors import ResourceError, TrainingError
 from pfscale.ray_cluster import is_job_copy
 from pfscale.tracking.registry import ModelVersion
 from pfscale.tracking.runs import Tracker
@@ -81,6 +81,21 @@ def wait_for_workers(folder: Path, *, patience: float = 60.0) -> None:
                     hint = "their driver is gone: end the processes ray::RayTrainWorker, then repeat the command"
                     raise ResourceError("workers of an earlier attempt still train here", where=str(folder), hint=hint) from None
                 time.sleep(0.1)
+
+
+def require_same_place(folder: Path, num_workers: int) -> None:
+    """Checks that an unfinished run goes on where its checkpoints are: in the calling process, or in workers, any number of them.
+
+    Raises:
+        TrainingError: it was begun in the other place, whose checkpoints would not be found.
+    """
+    of_process, of_workers = folder / "checkpoints", folder.parent / f"{folder.name}-train"
+    other = of_workers if num_workers == 0 else of_process
+    if any(other.glob("checkpoint_*/")):
+        needed = "at least 1" if num_workers == 0 else "0"
+        hint = f"resume with run.num_workers={needed}, or delete that folder to start afresh"
+        what = f"the run's checkpoints cannot be taken up with run.num_workers={num_workers}"
+        raise TrainingError(what, where=str(other), hint=hint)
 
 
 def read_finished(folder: Path, tracker: Tracker, fingerprint: str) -> Run | None:

@@ -76,7 +76,7 @@ def wait_for_workers(folder: Path, *, patience: float = 60.0) -> None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > deadline:
                     hint = "their driver is gone: end the processes ray::RayTrainWorker, then repeat the command"
                     raise ResourceError("workers of an earlier attempt still train here", where=str(folder), hint=hint) from None

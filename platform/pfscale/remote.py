@@ -70,12 +70,14 @@ def local_path(path: str) -> str:
     return path.removeprefix("file://")
 
 
-def local_folder(output: str) -> Path:
-    """The folder of this machine that `output` names.
+def local_folder(output: str | Path) -> Path:
+    """The folder of this machine that `output` names; a Path, which the command line's defaults are, is one.
 
     Raises:
         ResourceError: it is on another machine; a path made of a URL would be a folder here.
     """
+    if isinstance(output, Path):
+        return output
     if is_remote(output):
         hint = "give a folder and copy what is in it afterwards; data sets (pfscale ingest) go to URLs themselves"
         raise ResourceError("this can only be written to a folder of this machine", where=without_secrets(output), hint=hint)

@@ -286,3 +286,11 @@ def test_the_readmes_table_has_every_field_of_a_detector() -> None:
     table = text.partition("## Adding a detector")[2].partition("\n## ")[0]
     named = {name for row in re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert named == {field.name for field in fields(Detector)}
+
+
+def test_the_demo_needs_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a default folder that the option's own parser trips over: the README's first command."""
+    folders: list[Path] = []
+    monkeypatch.setattr("pfscale.demo.run_demo", folders.append)
+    assert run(["demo"]) == 0
+    assert folders == [Path("pfscale-demo")]

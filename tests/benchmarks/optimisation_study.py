@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,7 @@ from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.pretrain import PretrainConfig, pretrain
 
-NUM_STEPS = 400
-RATES = {1: (1e-3, 2e-3, 4e-3, 8e-3), 2: (5e-4, 1e-3, 2e-3, 4e-3), 3: (5e-4, 1e-3, 2e-3)}  # size -> peak learning rates
+RATES = {1: (2e-3, 4e-3, 8e-3), 2: (1e-3, 2e-3, 4e-3), 3: (5e-4, 1e-3, 2e-3)}  # size -> peak learning rates
 BALANCES: dict[str, dict[str, float]] = {
     "default": {},
     "presence / 10": {"presence_weight": 1.0},
@@ -25,28 +26,46 @@ BALANCES: dict[str, dict[str, float]] = {
     "pt and energy x 30": {"pt_weight": 30.0, "energy_weight": 30.0},
     "pt and energy x 10, angles x 4": {"pt_weight": 10.0, "energy_weight": 10.0, "eta_weight": 0.2, "phi_weight": 0.2},
 }
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "clipped to norm 10": {"clip_norm": 10.0},
+    "beta2 0.99": {"beta2": 0.99},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "averaged, 0.99": {"ema_decay": 0.99},
+}
 METRICS = {  # name -> (heading, digits)
     "mlpf/jet_response_iqr_over_median": ("jet IQR / median", 4),
     "mlpf/met_resolution": ("MET σ [GeV]", 2),
 }
 
 
-def train(shards: Path, folder: Path, *, size: int, learning_rate: float | None, seed: int, **task: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Study:
+    """Where the data are, where runs go, how long each is, and with which seeds."""
+
+    shards: Path
+    folder: Path
+    num_steps: int
+    seeds: tuple[int, ...]
+
+
+def train(study: Study, *, size: int, seed: int, task: Mapping[str, Any], optimisation: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one training."""
+    shards, folder = study.shards, study.folder
     run = pretrain(
         PretrainConfig(
             model=MlpfConfig(size=size),
             seed=seed,
             data=DataConfig(shards=str(shards), num_validation_events=500),
             task=ReconstructionConfig(**task),
-            optimisation=OptimisationConfig(num_steps=NUM_STEPS, learning_rate=learning_rate),
+            optimisation=OptimisationConfig(num_steps=study.num_steps, **optimisation),
             engine=TorchEngineConfig(),
             register_as="",
             run=RunConfig(storage=str(folder / "runs"), tracking_uri=f"sqlite:///{folder}/mlflow.db", num_workers=0),
         )
     )
     wanted = ["validation_loss", *METRICS, *(f"{name}_error" for name in METRICS)]
-    return {"size": size, "learning_rate": learning_rate, "seed": seed, **task, **{name: run.metrics[name] for name in wanted}}
+    return {"size": size, "seed": seed, **task, **optimisation, **{name: run.metrics[name] for name in wanted}}
 
 
 def cells(found: list[dict[str, Any]]) -> str:
@@ -59,32 +78,47 @@ def cells(found: list[dict[str, Any]]) -> str:
     return " | ".join([loss, *physics])
 
 
+def table(study: Study, heading: str, settings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Trains each setting with every seed, printing a row as soon as it is known."""
+    headings = " | ".join(heading for heading, _ in METRICS.values())
+    print(f"\n| {heading} | validation loss (seeds) | {headings} |\n|---|---|---|---|", flush=True)
+    results = []
+    for name, setting in settings.items():
+        found = [train(study, seed=seed, **setting) for seed in study.seeds]
+        results += [{"name": name, **figures} for figures in found]
+        print(f"| {name} | {cells(found)} |", flush=True)
+    return results
+
+
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=("balances", "optimisers", "rates"))
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--sizes", type=int, nargs="*", default=sorted(RATES), help="whose learning rates are varied")
-    parser.add_argument("--seeds", type=int, nargs="*", default=(1, 2), help="of the weights of the loss")
+    parser.add_argument("--seeds", type=int, nargs="*", default=(1,))
     given = parser.parse_args()
-    shards, folder = given.shards.resolve(), given.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    headings = " | ".join(heading for heading, _ in METRICS.values())
-    results: dict[str, Any] = {"num_steps": NUM_STEPS, "rates": [], "balances": []}
-
-    print(f"| size | learning rate | validation loss | {headings} |\n|---|---|---|---|---|", flush=True)
-    for size in given.sizes:
-        for rate in RATES[size]:
-            found = [train(shards, folder, size=size, learning_rate=rate, seed=1)]
-            results["rates"] += found
-            print(f"| {size} | {rate:g} | {cells(found)} |", flush=True)
-
-    print(f"\n| weights of the loss | validation loss (seeds; not comparable) | {headings} |\n|---|---|---|---|", flush=True)
-    for name, weights in BALANCES.items():
-        found = [train(shards, folder, size=1, learning_rate=None, seed=seed, **weights) for seed in given.seeds]
-        results["balances"].append({"name": name, "runs": found})
-        print(f"| {name} | {cells(found)} |", flush=True)
-    (folder / "optimisation.json").write_text(json.dumps(results, indent=1))
+    study = Study(given.shards.resolve(), given.folder.resolve(), given.steps, tuple(given.seeds))
+    study.folder.mkdir(parents=True, exist_ok=True)
+    plain: dict[str, Any] = {"size": 1, "task": {}, "optimisation": {}}
+    tables: dict[str, tuple[str, dict[str, Any]]] = {
+        "balances": ("weights of the loss (losses are not comparable)", {name: {**plain, "task": w} for name, w in BALANCES.items()}),
+        "optimisers": ("optimizer", {name: {**plain, "optimisation": o} for name, o in OPTIMISERS.items()}),
+        "rates": (
+            "size, peak learning rate",
+            {
+                f"{size}, {r:g}": {"size": size, "task": {}, "optimisation": {"learning_rate": r}}
+                for size in given.sizes
+                for r in RATES[size]
+            },
+        ),
+    }
+    for name, (heading, settings) in tables.items():
+        if given.only in (None, name):
+            results = table(study, heading, settings)
+            (study.folder / f"{name}.json").write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

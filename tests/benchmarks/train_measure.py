@@ -25,7 +25,7 @@ from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.shards.dataset import cut_evenly, load_index, read_events, select_events
 from pfscale.shards.ragged import RaggedEvents
 from pfscale.tasks.reconstruction import ReconstructionConfig, loss_terms
-from pfscale.training.batches import LEARNING_COLUMNS, training_steps
+from pfscale.training.batches import LEARNING_COLUMNS, Place, training_steps
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig
 from pfscale.training.engine import make_engine
 from pfscale.training.meter import peak_memory_mb
@@ -116,7 +116,7 @@ def broad_lengths(count: int) -> NDArray[np.int64]:
 def bare(shards: str) -> dict[str, Any]:
     """A plain torch loop over the platform's own batches, all in memory beforehand."""
     index = load_index(shards)
-    steps = training_steps(index, select_events(index, "train"), DataConfig(shards=shards), Alone(), seed=1, start=0)
+    steps = training_steps(index, select_events(index, "train"), DataConfig(shards=shards), Alone(), seed=1, start=Place())
     batches = [next(steps).passes[0] for _ in range(PLATFORM_STEPS)]
     steps.close()
     torch.manual_seed(1)

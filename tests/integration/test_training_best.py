@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 
 from pfscale.config import RunConfig
 from pfscale.models.bundle import load_bundle
@@ -16,13 +15,14 @@ from pfscale.shards.dataset import load_index, select_events
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training import loop
 from pfscale.training.checkpoint import AVERAGED
-from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, TrainingConfig
+from pfscale.training.config import OptimisationConfig
 from pfscale.training.engine import TorchEngine
-from pfscale.training.loop import Validation, evaluate_loss, model_weights
+from pfscale.training.loop import model_weights
 from pfscale.training.module import TaskModule
 from pfscale.training.pretrain import PretrainConfig, pretrain
 from pfscale.training.run import Run
 from pfscale.training.session import Alone
+from pfscale.training.validation import Validation, evaluate_loss
 from training_runs import Killed, Shards, config, differing, elsewhere, kill_before_step, weights
 
 AVERAGING = OptimisationConfig(num_steps=24, learning_rate=3e-3, evaluate_every=8, ema_decay=0.9)
@@ -41,18 +41,22 @@ def test_the_model_is_that_of_the_best_evaluation(
     make_shards: Shards, run_config: RunConfig, monkeypatch: pytest.MonkeyPatch, best_by: str
 ) -> None:
     """Catches the last weights in place of the best, and a best by another quantity than asked for."""
-    calls = iter(range(100))
+    scores: list[float] = []
 
     def worse_in_the_end(*args: Any) -> dict[str, float]:
-        penalty = 100.0 if next(calls) > 2 else 0.0
-        return {name: loss + penalty * (name == best_by) for name, loss in evaluate_loss(*args).items()}
+        penalty = 100.0 if len(scores) > 2 else 0.0
+        found = {name: loss + penalty * (name == best_by) for name, loss in evaluate_loss(*args).items()}
+        scores.append(found[best_by])
+        return found
 
     monkeypatch.setattr(loop, "evaluate_loss", worse_in_the_end)
     steps = OptimisationConfig(num_steps=24, learning_rate=3e-3, evaluate_every=4, best_by=best_by)  # type: ignore[arg-type]
     wanted = config(make_shards(), run_config, optimisation=steps)
     run = pretrain(wanted)
-    assert run.metrics["best_step"] == 12
-    assert run.metrics["validation_loss"] == dict(run.history["validation"])[12]
+    best = 4 * (scores.index(min(scores)) + 1)
+    assert best <= 12
+    assert run.metrics["best_step"] == best
+    assert run.metrics["validation_loss"] == dict(run.history["validation"])[best]
     assert evaluated(run, wanted)["loss"] == pytest.approx(run.metrics["validation_loss"], rel=1e-6)
 
 
@@ -83,15 +87,9 @@ def test_an_interrupted_run_keeps_its_running_mean(
     assert resumed.history == unbroken.history
 
 
-def test_a_running_mean_is_refused_where_no_worker_has_whole_weights() -> None:
-    """Catches a mean of the parts that one worker happens to hold."""
-    with pytest.raises(ValidationError, match="zero_stage 3"):
-        TrainingConfig(optimisation=AVERAGING, engine=DeepSpeedEngineConfig(zero_stage=3))
-
-
 @pytest.mark.parametrize("keep", [1, 3])
 def test_as_many_checkpoints_are_kept_as_asked_for(make_shards: Shards, run_config: RunConfig, tmp_path: Path, keep: int) -> None:
     """Catches a disk that fills up, and a last checkpoint that is deleted in place of the oldest."""
     pretrain(config(make_shards(), run_config, keep_checkpoints=keep))
     kept = sorted(int(path.name.removeprefix("checkpoint_")) for path in (tmp_path / "runs").glob("*/checkpoints/checkpoint_*"))
-    assert kept == [10, 15, 20, 24][-keep:] if keep < 4 else kept
+    assert kept == [10, 15, 20, 24][-keep:]

@@ -14,6 +14,7 @@ import pytest
 
 from pfscale.config import RunConfig
 from pfscale.errors import InputFileError, ShardError, TrainingError
+from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.inspect import inspect
 from pfscale.training.config import GuardConfig
 from pfscale.training.pretrain import PretrainConfig, pretrain
@@ -23,14 +24,14 @@ from training_runs import Shards, config
 GUILTY = 40  # of the synthetic events; a training event
 
 
-def damaged(shards: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+def damaged(shards: Path, folder: Path, change: Callable[[dict[str, Any]], None], *, guilty: int = GUILTY, split: str = "train") -> Path:
     """A copy of a data set in which one event was changed."""
     shutil.copytree(shards, folder)
     path = folder / "events_000000.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
-    assert rows[GUILTY]["event"]["split"] == "train"
-    change(rows[GUILTY])
+    assert rows[guilty]["event"]["split"] == split
+    change(rows[guilty])
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path, row_group_size=32)
     return folder
 
@@ -45,6 +46,16 @@ def infinite_feature(row: dict[str, Any]) -> None:
 
 def missing_target(row: dict[str, Any]) -> None:
     row["cluster_target"][0] |= {"class": 2, "pt": float("nan")}
+
+
+def test_validation_events_without_a_finite_loss_are_named(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches an evaluation that ends a training and leaves nothing to look into."""
+    validation = int(select_events(load_index(make_shards()), "validation")[3])
+    shards = damaged(make_shards(), tmp_path / "shards", missing_target, guilty=validation, split="validation")
+    with pytest.raises(TrainingError, match=r"validation loss is not finite at step 8"):
+        pretrain(training_on(shards, run_config))
+    (folder,) = (tmp_path / "runs").glob("*/incident-*")
+    assert replay(folder).events[0].uid == validation
 
 
 def training_on(shards: Path, run: RunConfig) -> PretrainConfig:

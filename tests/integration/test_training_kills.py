@@ -21,19 +21,22 @@ SEED = 20261126  # of the moments at which processes are killed
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-@pytest.mark.parametrize(("victim", "num_kills"), [("worker", 8), ("driver", 4), ("everything", 4)])
-def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Path, victim: str, num_kills: int) -> None:
+@pytest.mark.parametrize(
+    ("victim", "num_kills", "num_workers"), [("worker", 8, 1), ("driver", 4, 1), ("everything", 4, 1), ("worker", 4, 2)]
+)
+def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Path, victim: str, num_kills: int, num_workers: int) -> None:
     """Catches a resume from a checkpoint that was not complete, older than the last one, or of other data, and a run that is lost."""
-    run = run_config.model_copy(update={"num_workers": 1, "cpus_per_worker": 0.5, "max_failures": 100})
+    run = run_config.model_copy(update={"num_workers": num_workers, "cpus_per_worker": 0.5, "max_failures": 100})
     wanted = config(make_shards(), run, engine=DeepSpeedEngineConfig(), num_steps=100 * (num_kills + 1), checkpoint_every=7, log_every=1)
-    draw, storage = random.Random(f"{SEED} {victim}"), tmp_path / "runs"
+    draw, storage = random.Random(f"{SEED} {victim} {num_workers}"), tmp_path / "runs"
     process = PretrainProcess(wanted, tmp_path / "process")
     for number, step in enumerate(moments(draw, wanted, num_kills), 1):
         process.wait_until(lambda step=step: progress_step(storage) >= step, f"step {step}")  # type: ignore[misc]
         time.sleep(0.1 * draw.random())
         if victim == "worker":
-            (worker,) = children_named(process.process.pid, "ray::RayTrainWorker")
-            worker.kill()
+            workers = children_named(process.process.pid, "ray::RayTrainWorker")
+            assert len(workers) == num_workers
+            draw.choice(workers).kill()
         elif victim == "driver":
             process.process.kill()
         else:
@@ -43,7 +46,7 @@ def test_killed_in_ray(make_shards: Shards, run_config: RunConfig, tmp_path: Pat
             process.wait()
             process = PretrainProcess(wanted, tmp_path / "process")
         process.wait_until(lambda before=committed: resumed_from(storage) >= before, f"resume {number}")  # type: ignore[misc]
-        tell(victim, number, storage, step, committed)
+        tell(f"{victim} of {num_workers}", number, storage, step, committed)
     require_unbroken(process, wanted, tmp_path)
 
 

@@ -44,7 +44,7 @@ def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, toke
     """Catches events lost or repeated at window borders, and batches that outgrow the memory they were planned for."""
     index = make_index(num_events)
     events = np.arange(num_events)[::2]
-    windows = plan_epoch(index, events, tokens_per_step=tokens, window_events=window, seed=seed, epoch=epoch)
+    windows = list(plan_epoch(index, events, tokens_per_step=tokens, window_events=window, seed=seed, epoch=epoch))
     seen = np.concatenate([w.events[step] for w in windows for step in w.steps])
     np.testing.assert_array_equal(np.sort(seen), events)
     for w in windows:
@@ -56,10 +56,22 @@ def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, toke
 def test_plans_differ_between_epochs_and_repeat_for_the_same_one() -> None:
     """Catches a shuffle that is frozen, or one that a resumed run cannot repeat."""
     index = make_index(500)
-    plans = [plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=e) for e in (0, 0, 1)]
+    plans = [list(plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=e)) for e in (0, 0, 1)]
     flat = [[tuple(w.events[step]) for w in plan for step in w.steps] for plan in plans]
     assert flat[0] == flat[1]
     assert sorted(flat[0]) != sorted(flat[2])
+
+
+def test_windows_that_are_passed_over_leave_the_others_as_they_are() -> None:
+    """Catches a resumed run that sees other events than an unbroken one."""
+    index = make_index(500)
+    whole = list(plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=3))
+    rest = list(plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=3, first_window=2))
+    assert len(whole) > 3
+    assert [w.number for w in rest] == list(range(2, len(whole)))
+    for one, other in zip(whole[2:], rest, strict=True):
+        np.testing.assert_array_equal(one.events, other.events)
+        assert [step.tolist() for step in one.steps] == [step.tolist() for step in other.steps]
 
 
 def test_steps_are_about_equally_large() -> None:
@@ -74,9 +86,9 @@ def test_windows_are_about_equally_large() -> None:
     """Catches a last window of what was left over, with steps of a few events."""
     index = make_index(2060, group_rows=41)
     for epoch in range(6):
-        windows = plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=2000, seed=1, epoch=epoch)
+        windows = list(plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=2000, seed=1, epoch=epoch))
         assert [len(w.events) for w in windows] == [2060]
-        windows = plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=500, seed=1, epoch=epoch)
+        windows = list(plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=500, seed=1, epoch=epoch))
         sizes = [len(w.events) for w in windows]
         assert len(sizes) == 4
         assert min(sizes) > 0.8 * max(sizes)

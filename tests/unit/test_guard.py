@@ -28,6 +28,8 @@ CONFIG = GuardConfig(spike_factor=10.0, window=5)
         (50.0, [1.0] * 4, False),  # too few to know what is usual
         (10.1, [1.0, 1.0, 1.0, 1.0, 900.0], True),  # one wild step before does not hide the next
         (math.inf, [1.0] * 5, True),
+        (0.9, [0.01] * 5, False),  # what was learned by heart jumps easily
+        (1.1, [0.01] * 5, True),
     ],
 )
 def test_a_spike_is_far_above_the_median_of_a_full_window(loss: float, recent: list[float], expected: bool) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pfscale.errors import InputFileError
+from pfscale.errors import ConfigError, InputFileError
 from pfscale.models.attention import attend
 from pfscale.models.batch import Batch, collate
 from pfscale.models.bundle import MLPF_KIND, load_bundle, save_bundle
@@ -177,7 +177,7 @@ def test_latents_are_those_of_the_layer_and_head_asked_for(events: RaggedEvents,
         parts = [model.encode(batch, LatentConfig(part=name)) for name in ("identification", "regression", "concatenation")]
     torch.testing.assert_close(torch.cat(parts[:2], -1), parts[2])
     torch.testing.assert_close(model.heads["class"][-1](parts[0]), run(model, batch).class_TC)
-    with pytest.raises(IndexError, match="layer 3"):
+    with pytest.raises(ConfigError, match="layer 3"):
         model.encode(batch, LatentConfig(layer=3))
     with pytest.raises(ValidationError, match="leave layer at -1"):
         LatentConfig(layer=1, part="regression")

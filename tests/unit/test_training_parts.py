@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from torch import nn
 
 from pfscale.config import RunConfig, fingerprint
-from pfscale.errors import TrainingError
-from pfscale.models.flops import training_flops
+from pfscale.errors import ResourceError, TrainingError
+from pfscale.models.flops import forward_flops, training_flops
 from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, resolved
-from pfscale.training.engine import learning_rate, optimizer_for
-from pfscale.training.loop import update_average
+from pfscale.training.engine import learning_rate, optimizer_for, update_average
+from pfscale.training.launch import own_error
 from pfscale.training.meter import DATA, EVALUATION, WORK, Meter
 from pfscale.training.pretrain import PretrainConfig
-from pfscale.training.session import Alone
+from pfscale.training.session import STOP, Alone, Wish
 from pfscale.training.storage import require_same_place
 
 
@@ -127,3 +130,41 @@ def test_the_meters_shares_and_rates_are_those_of_its_times() -> None:
     assert (found["data_share"], found["evaluation_share"]) == pytest.approx((1 / 8, 1 / 2))
     assert found["mfu"] == pytest.approx(training_flops(model, [10, 30]) / 2 / 3.0 / meter.matrix_rate)
     assert found["peak_memory_mb"] > 50
+
+
+def test_a_frozen_encoder_has_no_backward_pass() -> None:
+    """Catches a utilisation that counts work which nobody does."""
+    model, lengths = Mlpf(MlpfConfig()), [10, 30]
+    whole, forward = training_flops(model, lengths), forward_flops(model, lengths)
+    assert whole == pytest.approx(3 * forward)
+    model.encoder.requires_grad_(False)
+    heads = 3 * 2 * 40 * sum(p.numel() for name, p in model.heads.named_parameters() if name.endswith("weight"))
+    assert training_flops(model, lengths) == pytest.approx(forward - heads / 3 + heads)
+
+
+def test_one_model_has_one_name() -> None:
+    """Catches a model that is trained twice, once by its size and once by its widths."""
+    by_size = PretrainConfig(model=MlpfConfig(size=2))
+    by_widths = PretrainConfig(model=MlpfConfig(width=128, num_layers=3, num_heads=8))
+    assert fingerprint(by_size) == fingerprint(by_widths)
+
+
+def test_what_a_worker_said_in_our_words_is_what_the_user_reads() -> None:
+    """Catches a page of Ray's traceback around a lack of memory that we know how to mend."""
+    told = ResourceError("out of memory", hint="less")
+    failures = {0: RuntimeError("connection reset"), 1: UserExceptionWithTraceback(told, "traceback")}
+    assert own_error(WorkerGroupError("rank 1", failures)) is told
+    assert own_error(WorkerGroupError("rank 0", {0: RuntimeError("bug")})) is None
+    assert own_error(RuntimeError("bug")) is None
+
+
+def test_one_worker_looks_for_the_wish_to_stop_and_not_too_often(tmp_path: Path) -> None:
+    """Catches a file system that is asked by every worker at every step, and a wish that is overlooked."""
+    first, other = Wish(tmp_path, is_first=True), Wish(tmp_path, is_first=False)
+    assert not first.is_there()
+    (tmp_path / STOP).touch()
+    assert not first.is_there()
+    assert not other.is_there()
+    time.sleep(1.1 * Wish.SECONDS)
+    assert first.is_there()
+    assert not other.is_there()

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pfscale.config import Config
+from pfscale.config import Config, runtime
+from pfscale.errors import ConfigError
 from pfscale.models.attention import SelfAttention
 from pfscale.models.batch import Batch
 from pfscale.models.normalisation import Standardise
@@ -26,12 +27,13 @@ NUM_PARTICLE_CLASSES = len(CLASSES) - 1
 # size -> (width, num_layers, num_heads). About (12 num_layers + 6) width^2 parameters: 0.17, 0.7, 2.8, 8, 20 and 53 million.
 # Width doubles while it is small and the depth stays at three layers, as in the published MLPF (size 3); then both grow, heads are 32 wide.
 SIZES = {1: (64, 3, 4), 2: (128, 3, 8), 3: (256, 3, 16), 4: (384, 4, 12), 5: (512, 6, 16), 6: (768, 7, 24)}
+_SIZED = ("width", "num_layers", "num_heads")
 
 
 class MlpfConfig(Config):
     """Architecture of the encoder and its heads."""
 
-    size: int = Field(1, ge=1, le=len(SIZES), description="the dial: sets width, num_layers and num_heads where they are not given")
+    size: int = runtime(1, ge=1, le=len(SIZES), description="the dial: sets width, num_layers and num_heads where they are not given")
     width: int = Field(0, ge=8, description="width of the residual stream, and so of the latents; by size 64 128 256 384 512 768")
     num_layers: int = Field(0, ge=1, description="attention blocks; by size 3 3 3 4 6 7")
     num_heads: int = Field(0, ge=1, description="attention heads; by size 4 8 16 12 16 24")
@@ -41,10 +43,12 @@ class MlpfConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _by_size(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("size", 1) in SIZES:
-            width, num_layers, num_heads = SIZES[values.get("size", 1)]
-            return {"width": width, "num_layers": num_layers, "num_heads": num_heads, **values}
-        return values
+        if not isinstance(values, dict):
+            return values
+        size = str(values.get("size", 1))  # a number may come as text, from a command line
+        if not size.isdecimal() or int(size) not in SIZES:
+            return {**values, **dict.fromkeys(_SIZED, 8)}  # the size itself is what will be complained about
+        return {**dict(zip(_SIZED, SIZES[int(size)], strict=True)), **values}
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> MlpfConfig:
@@ -172,11 +176,12 @@ class Mlpf(nn.Module):
         """The latents per element, (T, W), or (T, 2 W) for `concatenation`.
 
         Raises:
-            IndexError: the model has fewer layers than asked for.
+            ConfigError: the model has fewer layers than asked for.
         """
         config = config or LatentConfig()
         if not -1 <= config.layer <= len(self.encoder.blocks):
-            raise IndexError(f"latents after layer {config.layer} of a model with {len(self.encoder.blocks)}")
+            count = len(self.encoder.blocks)
+            raise ConfigError(f"latents after layer {config.layer} of a model with {count}", hint=f"choose one of -1 to {count}")
         latents_TW = self.encoder(batch, None if config.layer == -1 else config.layer)
         if config.part == "encoder":
             return latents_TW

@@ -54,10 +54,12 @@ def learning_curves(
     """Loss against optimizer step; below it, where there is such a history, the resolution of jets.
 
     Args:
-        history: "train", "validation" -> (step, loss) points; "jet_iqr" -> (step, IQR / median of the jets' response).
+        history: "train", "validation" -> (step, loss) points; "jet_iqr" -> (step, IQR / median of the jets' response),
+            "jet_iqr_error" -> its bootstrap errors at the same steps.
         references: reconstruction -> its IQR / median, drawn as lines.
     """
-    losses, jets = {key: points for key, points in history.items() if key != "jet_iqr"}, history.get("jet_iqr", ())
+    losses = {key: points for key, points in history.items() if not key.startswith("jet_iqr")}
+    jets = history.get("jet_iqr", ())
     figure = new_figure(width=6.4, height=6.4 if jets else 4.4)
     axes, *below = figure.subplots(2 if jets else 1, sharex=True, squeeze=False)[:, 0]
     drawn = [value for key, points in losses.items() for value in _curve(axes, key, points, among=list(losses))]
@@ -69,24 +71,30 @@ def learning_curves(
     if drawn:
         axes.legend()
     for lower in below:
-        _curve(lower, "mlpf", jets, among=())
+        _curve(lower, "mlpf", jets, among=(), errors=history.get("jet_iqr_error", ()))
         for key, value in (references or {}).items():
             lower.axhline(value, color=look(key).colour, linestyle=look(key).line, label=look(key).label)
         lower.set(ylabel="Jet response IQR / median", ylim=(0, None))
         lower.legend()
     (below or [axes])[-1].set_xlabel("Optimizer step")
-    names = {"jet_iqr": "iqr_over_median"}
+    names = {"jet_iqr": "iqr_over_median", "jet_iqr_error": "error"}
     numbers: dict[str, Any] = {
         key: {"step": [p[0] for p in points], names.get(key, "loss"): [p[1] for p in points]} for key, points in history.items()
     }
     return figure, {**numbers, **({"references": dict(references)} if references else {})}
 
 
-def _curve(axes: Axes, key: str, points: Sequence[tuple[float, float]], *, among: Sequence[str]) -> list[float]:
-    """Draws the finite points; their values."""
+def _curve(
+    axes: Axes, key: str, points: Sequence[tuple[float, float]], *, among: Sequence[str], errors: Sequence[tuple[float, float]] = ()
+) -> list[float]:
+    """Draws the finite points, with errors where there are any; their values."""
     finite = np.array([p for p in points if np.isfinite(p[1])], np.float64).reshape(-1, 2)
     style = look(key, among=among)
     axes.plot(*finite.T, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4, label=style.label)
+    bars = dict(errors)
+    if bars:
+        sizes = [bars.get(step, np.nan) for step in finite[:, 0]]
+        axes.errorbar(finite[:, 0], finite[:, 1], yerr=sizes, color=style.colour, linestyle="none", capsize=2)
     values: list[float] = finite[:, 1].tolist()
     return values
 

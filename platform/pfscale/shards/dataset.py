@@ -122,44 +122,55 @@ class Window:
     """A stretch of an epoch that is read at once.
 
     Attributes:
+        number: within the epoch.
         events: positions in the index, sorted by place in the files.
         steps: for each step, indices into `events` in the order of learning; together every event once.
     """
 
+    number: int
     events: NDArray[np.int64]
     steps: tuple[NDArray[np.int64], ...]
 
 
 def plan_epoch(
-    index: EventIndex, events: NDArray[np.int64], *, tokens_per_step: int, window_events: int, seed: int, epoch: int
-) -> list[Window]:
-    """The windows of one epoch over `events`, shuffled by (seed, epoch).
+    index: EventIndex,
+    events: NDArray[np.int64],
+    *,
+    tokens_per_step: int,
+    window_events: int,
+    seed: int,
+    epoch: int,
+    first_window: int = 0,
+) -> Iterator[Window]:
+    """The windows of one epoch over `events`, shuffled by (seed, epoch); each is planned when it is asked for.
 
     Row groups are shuffled and joined to windows of about `window_events`; the events of a window are shuffled and cut into steps of about
     equal size, none with more than `tokens_per_step` elements (a longer event gets a step of its own). A step is a random sample of events
     of any length: batches hold no padding, so there is nothing to gain from steps of similar ones.
+
+    Args:
+        first_window: those before it are left out, and cost nothing.
     """
-    rng = np.random.default_rng([seed, epoch])
-    windows = []
-    for members in _windows_of(index, events, window_events, rng):
-        order = rng.permutation(len(members))
+    for number, members in enumerate(_windows_of(index, events, window_events, np.random.default_rng([seed, epoch]))):
+        if number < first_window:
+            continue
+        order = np.random.default_rng([seed, epoch, number]).permutation(len(members))
         steps = cut_evenly(index.num_elements[members][order], tokens_per_step)
-        windows.append(Window(members, tuple(order[step] for step in steps)))
-    return windows
+        yield Window(number, members, tuple(order[step] for step in steps))
 
 
 def _windows_of(index: EventIndex, events: NDArray[np.int64], window_events: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
     """The events, by whole row groups in random order, in runs of about `window_events`; each run sorted by place."""
     events = np.sort(events)
     change = np.flatnonzero(np.diff(index.shard[events]) | np.diff(index.group[events])) + 1
-    groups = np.split(events, change) if len(events) else []
-    shuffled = [groups[i] for i in rng.permutation(len(groups))]
-    sizes = np.array([len(group) for group in shuffled])
+    starts = np.concatenate([[0], change])[: len(events)]
+    sizes = np.diff(np.append(starts, len(events)))
+    order = rng.permutation(len(starts))
     num_windows = max(1, round(len(events) / window_events))
     # by where a group's middle lies: all windows are about equally large, the last one, too
-    window = ((np.cumsum(sizes) - sizes / 2) / max(len(events), 1) * num_windows).astype(int)
-    for number in np.unique(window):
-        yield np.sort(np.concatenate([group for group, of in zip(shuffled, window, strict=True) if of == number]))
+    window = ((np.cumsum(sizes[order]) - sizes[order] / 2) / max(len(events), 1) * num_windows).astype(int)
+    for groups in np.split(order, np.flatnonzero(np.diff(window)) + 1) if len(order) else []:
+        yield np.concatenate([events[starts[g] : starts[g] + sizes[g]] for g in np.sort(groups)])
 
 
 def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
@@ -177,7 +188,8 @@ def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.
 def cut_evenly(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
     """As `cut_by_tokens`, in as few runs, but with a last one that is about as large as the others."""
     fewest = len(cut_by_tokens(lengths, tokens))
-    low, high = 1, tokens  # the smallest budget with which there are as few
+    high = tokens
+    low = min(high, max(1, -(-int(np.sum(lengths)) // max(fewest, 1))))  # the smallest budget with which there are as few is not below
     while low < high:
         middle = (low + high) // 2
         if len(cut_by_tokens(lengths, middle)) > fewest:

@@ -5,10 +5,11 @@ A step is planned globally: it has the same events whatever the number of worker
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,15 @@ _STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True)
+class Place:
+    """A step of a training's data, by where it is in the plan: what a checkpoint keeps of it."""
+
+    epoch: int = 0
+    window: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """One worker's part of a step.
 
@@ -34,12 +44,14 @@ class Step:
         events: (E,) positions in the index of the whole step's events, all workers'.
         uid: (E,) uint64, of the same.
         lengths: (E,) elements of the same.
+        following: the place of the next step, or of none that is left in this window.
     """
 
     passes: tuple[Batch, ...]
     events: NDArray[np.int64]
     uid: NDArray[np.uint64]
     lengths: NDArray[np.int64]
+    following: Place = Place()
 
     @property
     def num_elements(self) -> int:
@@ -48,44 +60,42 @@ class Step:
 
 
 def training_steps(
-    index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: int
+    index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: Place
 ) -> Generator[Step, None, None]:
-    """The steps from number `start` on, epoch after epoch, for ever; a few are made ahead in a thread."""
+    """The steps from `start` on, epoch after epoch, for ever; a few are made ahead in a thread."""
     return ahead(_steps(index, train, config, world, seed=seed, start=start), _STEPS_AHEAD)
 
 
-def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: int) -> Iterator[Step]:
+def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, world: World, *, seed: int, start: Place) -> Iterator[Step]:
     """As `training_steps`, each made when it is asked for; the next window is read while this one is used."""
 
     def read(window: Window) -> RaggedEvents:
         return read_events(index, window.events, LEARNING_COLUMNS)
 
     with ThreadPoolExecutor(1) as pool:
-        current: tuple[Future[RaggedEvents], Window, int] | None = None
-        for window, skip in _windows(index, train, config, seed=seed, start=start):
-            following = (pool.submit(read, window), window, skip)
+        current: tuple[Future[RaggedEvents], Window, Place] | None = None
+        for window, place in _windows(index, train, config, seed=seed, start=start):
+            following = (pool.submit(read, window), window, place)
             if current is not None:
                 yield from _steps_of(*current, world, config.tokens_per_pass)
             current = following
 
 
-def _steps_of(future: Future[RaggedEvents], window: Window, skip: int, world: World, tokens_per_pass: int | None) -> Iterator[Step]:
+def _steps_of(future: Future[RaggedEvents], window: Window, place: Place, world: World, tokens_per_pass: int | None) -> Iterator[Step]:
     events = future.result()
-    for rows in window.steps[skip:]:
+    for number, rows in enumerate(window.steps[place.step :], place.step):
         passes = tuple(collate(events, part) for part in worker_passes(events.lengths, rows, world, tokens_per_pass))
-        yield Step(passes, window.events[rows], events.uid[rows], events.lengths[rows])
+        following = replace(place, step=number + 1)
+        yield Step(passes, window.events[rows], events.uid[rows], events.lengths[rows], following)
 
 
-def _windows(index: EventIndex, train: NDArray[np.int64], config: DataConfig, *, seed: int, start: int) -> Iterator[tuple[Window, int]]:
-    """(window, steps of it to skip), for ever; whole windows before step `start` are left out."""
-    passed, epoch = 0, 0
-    while True:
-        plan = plan_epoch(index, train, tokens_per_step=config.tokens_per_step, window_events=config.window_events, seed=seed, epoch=epoch)
-        for window in plan:
-            if passed + len(window.steps) > start:
-                yield window, max(0, start - passed)
-            passed += len(window.steps)
-        epoch += 1
+def _windows(index: EventIndex, train: NDArray[np.int64], config: DataConfig, *, seed: int, start: Place) -> Iterator[tuple[Window, Place]]:
+    """(window, place of its first step that is wanted), for ever."""
+    budget = {"tokens_per_step": config.tokens_per_step, "window_events": config.window_events}
+    for epoch in itertools.count(start.epoch):
+        is_first = epoch == start.epoch
+        for window in plan_epoch(index, train, **budget, seed=seed, epoch=epoch, first_window=start.window if is_first else 0):
+            yield window, Place(epoch, window.number, start.step if is_first and window.number == start.window else 0)
 
 
 def worker_passes(

@@ -12,18 +12,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch.distributed as dist
 from torch import nn
 
+from pfscale.tasks.reconstruction import LOSS_TERMS
+from pfscale.training.batches import Place
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Engine, Weights, make_engine, needs_universal, to_universal
 from pfscale.training.session import Session, World
 
-JET_IQR = "jet_iqr"  # entry of the history, beside "train" and "validation"
+JET_IQR, JET_IQR_ERROR = "jet_iqr", "jet_iqr_error"  # entries of the history, beside "train" and "validation"
 BEST, AVERAGED, STATE = "best.safetensors", "averaged.safetensors", "state.json"
+
+
+@dataclass
+class Unlogged:
+    """Of the steps since the last point that was logged; the same on all workers.
+
+    Attributes:
+        terms: sum of each loss term.
+        norms: of the gradients.
+    """
+
+    terms: list[float] = field(default_factory=lambda: [0.0] * len(LOSS_TERMS))
+    num_elements: int = 0
+    norms: list[float] = field(default_factory=list)
+
+    def add(self, terms: list[float], num_elements: int, norm: float) -> None:
+        """One step's."""
+        self.terms = [before + now for before, now in zip(self.terms, terms, strict=True)]
+        self.num_elements += num_elements
+        self.norms.append(norm)
+
+    def means(self) -> dict[str, float]:
+        """Loss terms per element, their sum as `loss`, and the gradient's norm."""
+        means = [term / max(self.num_elements, 1) for term in self.terms]
+        norm = math.fsum(self.norms) / len(self.norms) if self.norms else math.nan
+        return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means), "gradient_norm": norm}
 
 
 @dataclass
@@ -31,20 +58,21 @@ class LoopState:
     """What a checkpoint holds beside the engine's state and the best and averaged weights.
 
     Attributes:
+        place: of the next step's data.
         elements, events: learned from so far, repetitions counted.
         best_score: of the best evaluation, the quantity that `optimisation.best_by` names; `best_loss` is its loss.
-        recent: what was not logged yet.
         losses: of the last steps, for the guard.
         num_workers: that wrote the checkpoint.
     """
 
     step: int = 0
+    place: Place = field(default_factory=Place)
     best_score: float = math.inf
     best_loss: float = math.inf
     best_step: int = -1
     elements: int = 0
     events: int = 0
-    recent: dict[str, Any] = field(default_factory=dict)
+    unlogged: Unlogged = field(default_factory=Unlogged)
     losses: list[float] = field(default_factory=list)
     history: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: {"train": [], "validation": []})
     num_workers: int = 1
@@ -52,7 +80,12 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Restored:
-    """Where a training begins: an engine with its state, and all else that a checkpoint holds; `averaged` is None without an average."""
+    """Where a training begins: an engine with its state, and all else that a checkpoint holds.
+
+    Attributes:
+        best: those of the best evaluation; empty on all workers but the first.
+        averaged: None without an average.
+    """
 
     engine: Engine
     state: LoopState
@@ -65,7 +98,7 @@ def loop_start(config: TrainingConfig, module: nn.Module, session: Session) -> R
     with session.latest() as folder:
         if folder is None:
             engine = make_engine(config.engine, module, config.optimisation, session.device)
-            state, best = LoopState(num_workers=session.world_size), engine.weights()
+            state, best = LoopState(num_workers=session.world_size), of_first(session, engine.weights())
             averaged = parameters(engine) if config.optimisation.ema_decay else None
             return Restored(engine, state, best, averaged)
         state = read_state(folder)
@@ -76,7 +109,7 @@ def loop_start(config: TrainingConfig, module: nn.Module, session: Session) -> R
                 engine.load(converted)
         else:
             engine.load(folder)
-        best = safetensors.torch.load_file(folder / BEST)
+        best = safetensors.torch.load_file(folder / BEST) if session.rank == 0 else {}
         averaged = safetensors.torch.load_file(folder / AVERAGED, device=str(session.device)) if config.optimisation.ema_decay else None
         state.num_workers = session.world_size
         return Restored(engine, state, best, averaged)
@@ -95,12 +128,18 @@ def write_checkpoint(folder: Path, engine: Engine, state: LoopState, best: Weigh
 
 def read_state(folder: Path) -> LoopState:
     """The state in a checkpoint's folder."""
-    return LoopState(**json.loads((folder / STATE).read_text()))
+    found = json.loads((folder / STATE).read_text())
+    return LoopState(**{**found, "place": Place(**found["place"]), "unlogged": Unlogged(**found["unlogged"])})
 
 
 def parameters(engine: Engine) -> Weights:
     """A copy of the parameters as they are, by name."""
     return {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+
+
+def of_first(world: World, weights: Weights) -> Weights:
+    """Only the worker that writes the best weights keeps them."""
+    return weights if world.rank == 0 else {}
 
 
 def _save(weights: Weights, path: Path) -> None:

@@ -88,6 +88,7 @@ class GuardConfig(Config):
     """When a training stops itself, besides a loss or gradient that is not finite."""
 
     spike_factor: float = Field(10.0, ge=0, description="a step's loss above this times the median of the last `window` steps; 0: never")
+    spike_floor: float = Field(0.1, ge=0, description="a smaller median counts as this: losses near zero jump easily")
     window: int = Field(50, ge=5, description="steps that a loss is compared with; no step is a spike before there are as many")
 
 

@@ -116,6 +116,14 @@ def swapped(engine: Engine, weights: Mapping[str, Tensor]) -> Iterator[None]:
         _copy_into(engine.module, own)
 
 
+def update_average(averaged: Weights, engine: Engine, decay: float, *, step: int) -> None:
+    """Moves the running mean of the weights one step on; young runs forget faster, so that the random start does not linger."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        named = dict(engine.module.named_parameters())
+        torch._foreach_lerp_([averaged[name] for name in named], [p.detach() for p in named.values()], 1 - decay)
+
+
 def _copy_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in module.named_parameters():

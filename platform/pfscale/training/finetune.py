@@ -18,10 +18,10 @@ from pfscale.training.config import TrainingConfig, loggable, resolved
 from pfscale.training.engine import TorchEngine
 from pfscale.training.launch import TRAINING_VERSION, Launch, ended, evaluate_on_validation, run_training
 from pfscale.training.lookup import locate_model, mismatches
-from pfscale.training.loop import Validation, evaluate_loss, validation_events
 from pfscale.training.module import TaskModule
 from pfscale.training.run import Run
 from pfscale.training.session import Alone
+from pfscale.training.validation import Validation, evaluate_loss, validation_events
 
 Mode = Literal["zero-shot", "heads", "full", "scratch"]
 

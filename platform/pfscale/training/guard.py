@@ -72,6 +72,18 @@ class Guard:
         if not math.isfinite(norm):
             self._stop(f"the gradient is not finite at step {number}", _LOWER_RATE, number, step, {"gradient_norm": norm})
 
+    def stop_in_evaluation(self, number: int, step: Step | None, terms: dict[str, float]) -> None:
+        """The validation loss is not finite after `number` steps.
+
+        Args:
+            step: the first validation events for which it is not; None: for all of them together.
+
+        Raises:
+            TrainingError: always.
+        """
+        step = step or Step((), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        self._stop(f"the validation loss is not finite at step {number}", _LOWER_RATE, number, step, {"terms": terms})
+
     def _stop(self, what: str, advice: str, number: int, step: Step, numbers: dict[str, Any]) -> None:
         folder = self.folder / f"incident-{number:09d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +102,7 @@ class Guard:
 def is_spike(loss: float, recent: deque[float], config: GuardConfig) -> bool:
     """Whether a loss is out of proportion to those before it."""
     full = len(recent) == config.window
-    return bool(config.spike_factor and full and loss > config.spike_factor * float(np.median(recent)))
+    return bool(config.spike_factor and full and loss > config.spike_factor * max(float(np.median(recent)), config.spike_floor))
 
 
 @contextmanager

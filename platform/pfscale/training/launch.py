@@ -16,7 +16,7 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import dump_yaml
-from pfscale.errors import ModelNotFoundError, StoppedError, TrackingError, TrainingError
+from pfscale.errors import ModelNotFoundError, PfscaleError, StoppedError, TrackingError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import ray_cluster
@@ -29,17 +29,18 @@ from pfscale.training.config import TrainingConfig, loggable
 from pfscale.training.engine import Weights
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
 from pfscale.training.guard import explained_death
-from pfscale.training.loop import LoopInputs, model_weights, run_loop, validation_events
+from pfscale.training.loop import LoopInputs, model_weights, run_loop
 from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.stopping import stop_on_sigterm
 from pfscale.training.storage import claimed, read_finished, require_same_place, storage_folder, wait_for_workers, working, write_finished
+from pfscale.training.validation import validation_events
 
 _log = logging.getLogger(__name__)
 TRAINING_VERSION = "2"  # to be raised when the same config and data give other weights: old runs then count as other runs
-_PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
+_FINAL_PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
 
 def evaluate_on_validation(bundle: Bundle, index: EventIndex) -> Evaluation:
     """The physics figures of every training: the same validation events whatever was trained on, and however."""
-    members = validation_events(index, _PHYSICS_EVENTS)
+    members = validation_events(index, _FINAL_PHYSICS_EVENTS)
     return evaluate_bundle(bundle, index, members, title=f"{len(members)} validation events")
 
 
@@ -239,6 +240,9 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
+        own = own_error(error)
+        if own is not None:
+            raise own from error
         num_elements = inputs.config.data.tokens_per_pass or inputs.config.data.tokens_per_step // run.num_workers
         death = explained_death(error, num_elements=num_elements)
         if death is None:
@@ -247,6 +251,15 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
     if isinstance(result.return_value, TrainingError):
         raise result.return_value
     return result
+
+
+def own_error(error: Exception) -> PfscaleError | None:
+    """Of Ray's error about failed workers, what one of them said in our own words, if one did: the others failed for want of it."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)  # Ray wraps it with its traceback
+        if isinstance(cause, PfscaleError):
+            return cause
+    return None
 
 
 def _worker(config: dict[str, Any]) -> TrainingError | None:

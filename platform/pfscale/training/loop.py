@@ -1,6 +1,6 @@
 """The training loop, as every worker runs it.
 
-All state is the engine's, plus what `LoopState` holds: plans, learning rate and random numbers follow from the step count.
+All state is the engine's, plus what `LoopState` holds: learning rate and random numbers follow from the step count, data from its place.
 """
 
 from __future__ import annotations
@@ -13,33 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pfscale.errors import TrainingError
-from pfscale.models.batch import collate
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
-from pfscale.shards.dataset import EventIndex, cut_by_tokens, load_index, read_events, select_events
-from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents
+from pfscale.shards.dataset import EventIndex, load_index, read_events, select_events
+from pfscale.shards.ragged import INPUT_COLUMNS
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import RunLogger, Tracker
-from pfscale.training.batches import LEARNING_COLUMNS, Step, training_steps, worker_passes
-from pfscale.training.checkpoint import JET_IQR, LoopState, Restored, loop_start, write_checkpoint
+from pfscale.training.batches import Step, training_steps
+from pfscale.training.checkpoint import JET_IQR, JET_IQR_ERROR, Restored, Unlogged, loop_start, of_first, write_checkpoint
 from pfscale.training.config import TrainingConfig
-from pfscale.training.engine import Engine, Weights, learning_rate, swapped
+from pfscale.training.engine import Weights, learning_rate, swapped, update_average
 from pfscale.training.guard import Guard, explained_memory
 from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, Meter
 from pfscale.training.module import TaskModule
 from pfscale.training.progress import write_progress
-from pfscale.training.session import Session, World
+from pfscale.training.session import Session, sum_over_workers
+from pfscale.training.validation import Validation, evaluate_loss, first_not_finite, validation_events
 
 _NORMALISATION_EVENTS = 2000
-_PHYSICS_EVENTS = 500  # of those that the losses are evaluated on
+_PHYSICS_EVENTS = 500  # of those that the losses are evaluated on, while it trains
 _JET_IQR = "mlpf/jet_response_iqr_over_median"
 _PHYSICS_METRICS = (_JET_IQR, "mlpf/jet_response_median", "mlpf/met_resolution", "mlpf/jet_matched_fraction")
-_EVALUATION_TOKENS = 8192  # per pass
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     config = inputs.config
     index = load_index(config.data.shards)
     train = select_events(index, "train", config.data.num_events)
-    validation = Validation(index, validation_events(index, config.data.num_validation_events))
+    validation = Validation(index, validation_events(index, config.data.num_validation_events), config.data.tokens_per_pass)
     torch.manual_seed(config.seed)
     module = TaskModule(_build_model(inputs, index, train), config.task, trainable=inputs.trainable)
     module.model.encoder.recomputes = config.recompute_activations
@@ -105,7 +101,6 @@ class _Training:
         self.index, self.train, self.validation = index, train, validation
         self.engine, self.state = restored.engine, restored.state
         self.best, self.averaged = restored.best, restored.averaged
-        self.recent = _Recent(self.state, session)
         self.meter = Meter(module.model, session, precision=self.config.precision)
         self.guard = Guard(
             self.config,
@@ -118,9 +113,9 @@ class _Training:
         self.committed = self.resumed_from = self.state.step
 
     def run(self) -> None:
-        start, seed = self.state.step, self.config.seed
-        with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=start)) as steps:
-            is_ending = start >= self.config.optimisation.num_steps
+        seed, place = self.config.seed, self.state.place
+        with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=place)) as steps:
+            is_ending = self.state.step >= self.config.optimisation.num_steps
             while not is_ending:
                 with self.meter.time(DATA):
                     step = next(steps)
@@ -153,7 +148,7 @@ class _Training:
         for i, batch in enumerate(step.passes):
             is_last = i == len(step.passes) - 1
             terms += self.engine.accumulate(batch.to(self.session.device), num_elements=num_elements, is_last=is_last)
-        agreed = torch.tensor([*terms.tolist(), float(self.session.is_asked_to_stop())], dtype=torch.float64)
+        agreed = torch.tensor([*terms.tolist(), float(self.session.wish.is_there())], dtype=torch.float64)
         sum_over_workers(agreed, self.session)
         means = dict(zip(LOSS_TERMS, (agreed[:-1] / num_elements).tolist(), strict=True))
         self.guard.check_loss(number, step, means)
@@ -163,13 +158,14 @@ class _Training:
         if self.averaged is not None:
             update_average(self.averaged, self.engine, self.config.optimisation.ema_decay, step=number)
         self.state.step += 1
+        self.state.place = step.following
         self.state.elements += step.num_elements
         self.state.events += len(step.lengths)
-        self.recent.add(agreed[:-1], step.num_elements, norm)
+        self.state.unlogged.add(agreed[:-1].tolist(), step.num_elements, norm)
         return bool(agreed[-1])
 
     def _log(self) -> None:
-        means = self.recent.means()
+        means, self.state.unlogged = self.state.unlogged.means(), Unlogged()
         self.state.history["train"].append((self.state.step, means["loss"]))
         if self.logger is None:
             return
@@ -192,15 +188,15 @@ class _Training:
                 stack.enter_context(swapped(self.engine, self.averaged))
             losses = evaluate_loss(self.engine, self.validation, self.session)
             if not math.isfinite(losses["loss"]):
-                hint = "lower optimisation.learning_rate"
-                raise TrainingError(f"the validation loss is not finite at step {self.state.step}", hint=hint)
+                bad = first_not_finite(self.engine, self.validation, self.session)
+                self.guard.stop_in_evaluation(self.state.step, bad, losses)
             self.state.history["validation"].append((self.state.step, losses["loss"]))
             if self.logger is not None:
                 self.logger.log_metrics({f"validation_{k}": v for k, v in losses.items()}, step=self.state.step)
             score = losses[self.config.optimisation.best_by]
             if score < self.state.best_score:
                 self.state.best_score, self.state.best_loss, self.state.best_step = score, losses["loss"], self.state.step
-                self.best = self.engine.weights()
+                self.best = of_first(self.session, self.engine.weights())
             if self.config.physics_every and self.state.step % self.config.physics_every == 0:
                 self._look_at_physics()
 
@@ -214,17 +210,17 @@ class _Training:
         model = Mlpf(self.inputs.model)
         model.load_state_dict(model_weights(weights))
         card = {"task": self.config.task.model_dump(mode="json"), **_data_of(self.index)}
-        members = self.validation.members[:_PHYSICS_EVENTS]
-        found = evaluate_bundle(Bundle(model.eval(), card), self.index, members, title="").metrics
+        found = evaluate_bundle(Bundle(model.eval(), card), self.index, self.validation.sample(_PHYSICS_EVENTS), title="").metrics
         logged = {name: found[name] for name in _PHYSICS_METRICS if math.isfinite(found.get(name, math.nan))}
         if self.logger is not None:
             self.logger.log_metrics(logged, step=self.state.step)
         if _JET_IQR in logged:
             self.state.history.setdefault(JET_IQR, []).append((self.state.step, logged[_JET_IQR]))
+            error = found.get(f"{_JET_IQR}_error", math.nan)
+            self.state.history.setdefault(JET_IQR_ERROR, []).append((self.state.step, error))
 
     def _commit(self) -> None:
         self.committed = self.state.step
-        self.recent.save(self.state)
         self.state.losses = list(self.guard.recent)
         if self.logger is not None:  # what is logged before a checkpoint would not be logged again after it
             self.logger.flush()
@@ -236,75 +232,6 @@ class _Training:
         weights = self.engine.weights()
         if self.session.rank == 0:
             save_bundle(folder, self.inputs.model, model_weights(weights), {"kind": MLPF_KIND, "step": self.state.step})
-
-
-class Validation:
-    """Validation events, read once where they are few enough to keep."""
-
-    CHUNK, KEPT = 4096, 20_000
-
-    def __init__(self, index: EventIndex, members: NDArray[np.int64]) -> None:
-        self.index, self.members = index, np.sort(members)
-        self.kept: list[RaggedEvents] | None = None
-
-    def __iter__(self) -> Iterator[RaggedEvents]:
-        if self.kept is None and len(self.members) <= self.KEPT:
-            self.kept = list(self._read())
-        yield from self._read() if self.kept is None else self.kept
-
-    def _read(self) -> Iterator[RaggedEvents]:
-        for first in range(0, len(self.members), self.CHUNK):
-            yield read_events(self.index, self.members[first : first + self.CHUNK], LEARNING_COLUMNS)
-
-
-def evaluate_loss(engine: Engine, validation: Validation, world: World) -> dict[str, float]:
-    """Mean of each loss term per element over the given events, and their sum as `loss`; the same on all workers."""
-    total = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64)
-    for events in validation:
-        for run in cut_by_tokens(events.lengths, _EVALUATION_TOKENS * world.world_size):
-            (rows,) = worker_passes(events.lengths, run, world, None)
-            batch = collate(events, rows).to(world.device)
-            total[:-1] += engine.evaluate(batch).double().cpu()
-            total[-1] += batch.num_elements
-    sum_over_workers(total, world)
-    means = (total[:-1] / total[-1]).tolist()
-    return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means)}
-
-
-class _Recent:
-    """Loss terms and gradient norms since the last point that was logged; the same on all workers."""
-
-    def __init__(self, state: LoopState, world: World) -> None:
-        self.world = world
-        saved = state.recent
-        self.terms = torch.tensor(saved.get("terms", [0.0] * len(LOSS_TERMS)), dtype=torch.float64)
-        self.num_elements = int(saved.get("num_elements", 0))
-        self.norms: list[float] = list(saved.get("norms", []))
-
-    def add(self, terms: Tensor, num_elements: int, norm: float) -> None:
-        self.terms += terms
-        self.num_elements += num_elements
-        self.norms.append(norm)
-
-    def save(self, state: LoopState) -> None:
-        """Puts it into what a checkpoint holds."""
-        state.recent = {"terms": self.terms.tolist(), "num_elements": self.num_elements, "norms": self.norms}
-
-    def means(self) -> dict[str, float]:
-        """Mean per element, and starts anew."""
-        means = (self.terms / max(self.num_elements, 1)).tolist()
-        norm = float(np.mean(self.norms)) if self.norms else math.nan
-        self.terms = torch.zeros_like(self.terms)
-        self.num_elements, self.norms = 0, []
-        return {**dict(zip(LOSS_TERMS, means, strict=True)), "loss": math.fsum(means), "gradient_norm": norm}
-
-
-def update_average(averaged: Weights, engine: Engine, decay: float, *, step: int) -> None:
-    """Moves the running mean of the weights one step on; young runs forget faster, so that the random start does not linger."""
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        named = dict(engine.module.named_parameters())
-        torch._foreach_lerp_([averaged[name] for name in named], [p.detach() for p in named.values()], 1 - decay)
 
 
 def model_weights(weights: Weights) -> Weights:
@@ -324,28 +251,6 @@ def _build_model(inputs: LoopInputs, index: EventIndex, train: NDArray[np.int64]
 
 def _data_of(index: EventIndex) -> dict[str, str]:
     return {"detector": index.manifest.detector, "simulation": index.manifest.simulation}
-
-
-def validation_events(index: EventIndex, num_events: int | None) -> NDArray[np.int64]:
-    """The validation events of lowest hash; all where there are fewer than asked for.
-
-    Raises:
-        NotEnoughDataError: there are none.
-    """
-    members = select_events(index, "validation")
-    return members if num_events is None else members[:num_events]
-
-
-def sum_over_workers(values: Tensor, world: World) -> None:
-    """Replaces host values by their sum over all workers (collective)."""
-    if world.world_size == 1:
-        return
-    if world.device.type == "cpu":
-        dist.all_reduce(values)
-    else:  # NCCL sums what is on the accelerator
-        there = values.to(world.device)
-        dist.all_reduce(there)
-        values.copy_(there)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ waits for the state to be written to a local disk, not for it to be stored.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 STOP = "stop"  # a file of this name in a run's folder asks the training to commit a checkpoint and end
 _UPLOADS_AT_ONCE = 2
@@ -47,9 +50,42 @@ class Session(World, Protocol):
         """Waits until everything is committed."""
         ...
 
-    def is_asked_to_stop(self) -> bool:
+    @property
+    def wish(self) -> Wish:
         """Whether somebody wants the training to end after this step."""
         ...
+
+
+def sum_over_workers(values: Tensor, world: World) -> None:
+    """Replaces host values by their sum over all workers (collective)."""
+    if world.world_size == 1:
+        return
+    if world.device.type == "cpu":
+        dist.all_reduce(values)
+    else:  # NCCL sums what is on the accelerator
+        there = values.to(world.device)
+        dist.all_reduce(there)
+        values.copy_(there)
+
+
+class Wish:
+    """The file that asks a training to stop. One worker looks, and not after every step: the file system may be a distant one.
+
+    Args:
+        folder: of the run.
+    """
+
+    SECONDS = 0.2  # between two looks
+
+    def __init__(self, folder: Path, *, is_first: bool) -> None:
+        self.path, self.is_first, self.looked = folder / STOP, is_first, -math.inf
+
+    def is_there(self) -> bool:
+        """Whether it was there at the last look; always False where another worker looks."""
+        if not self.is_first or time.monotonic() - self.looked < self.SECONDS:
+            return False
+        self.looked = time.monotonic()
+        return self.path.exists()
 
 
 class Alone:
@@ -73,7 +109,8 @@ class LocalSession(Alone):
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         super().__init__()
-        self.run_folder, self.folder, self.keep = folder, folder / "checkpoints", keep
+        self.folder, self.keep = folder / "checkpoints", keep
+        self.wish = Wish(folder, is_first=True)
         self.pool = ThreadPoolExecutor(1)
         self.committing: Future[None] | None = None
 
@@ -108,9 +145,6 @@ class LocalSession(Alone):
             self.committing.result()
             self.committing = None
 
-    def is_asked_to_stop(self) -> bool:
-        return (self.run_folder / STOP).exists()
-
 
 def _to_disk(path: Path) -> None:
     """Waits until a file, or the names in a folder, would survive a power cut."""
@@ -137,7 +171,7 @@ class RaySession:
         self.local_rank: int = context.get_local_rank()
         self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self.run_folder = folder
+        self.wish = Wish(folder, is_first=self.rank == 0)
         self.uploading: list[Path] = []
         self.draft_prefix = f"pfscale-checkpoint-{hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()}-"
         if self.local_rank == 0:
@@ -176,6 +210,3 @@ class RaySession:
 
     def finish(self) -> None:
         """Nothing: Ray waits for its uploads when a worker returns."""
-
-    def is_asked_to_stop(self) -> bool:
-        return (self.run_folder / STOP).exists()

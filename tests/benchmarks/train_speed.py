@@ -51,40 +51,45 @@ def rates(shards: Path, folder: Path) -> str:
 
 
 def platform(shards: Path, folder: Path) -> str:
-    """The whole platform beside a bare loop over the same batches, in turn; and one thread against two workers of one."""
+    """The whole platform beside a bare loop over the same batches, in turn, with both of two cores and with one."""
+    lines = ["| size 2 | two threads | one thread |", "|---|---|---|"]
+    columns = [_beside_bare(shards, folder, threads) for threads in (2, 1)]
+
+    def row(label: str, value: Callable[[list[Results]], str]) -> None:
+        lines.append(f"| {label} | {' | '.join(value(rounds) for rounds in columns)} |")
+
+    row("bare torch loop, batches in memory: elements/s, each round", lambda rounds: ", ".join(f"{r['bare']:.0f}" for r in rounds))
+    row("Ray Train, DeepSpeed ZeRO-1, MLflow, checkpoints: elements/s", lambda rounds: ", ".join(f"{r['rate']:.0f}" for r in rounds))
+    row("**platform / bare**", lambda rounds: "**" + ", ".join(f"{r['rate'] / r['bare']:.2f}" for r in rounds) + "**")
+    for name in ("data_share", "logging_share", "checkpoint_share"):
+        row(f"**{name.replace('_', ' ')}** of all time", lambda rounds, name=name: f"{100 * rounds[-1][name]:.1f}%")  # type: ignore[misc]
+    return "\n".join(lines)
+
+
+def _beside_bare(shards: Path, folder: Path, threads: int) -> list[Results]:
     rounds = []
-    for number in range(2):
-        bare = measured("bare", shards)
-        whole = measured("platform", shards, folder / f"platform-{number}", 1, 2)
-        rounds.append({"bare": bare["elements_per_second"], **whole})
-    best = max(rounds, key=lambda r: r["elements_per_second_in_all"])
-    bare_best = max(r["bare"] for r in rounds)
+    for number in range(3):
+        bare = measured("bare", shards, 2, threads=threads)
+        whole = measured("platform", shards, folder / f"platform-{threads}-{number}", 2, 1, threads, threads=threads)
+        rounds.append({**whole, "bare": bare["rate"]})
+    return rounds
+
+
+def workers(shards: Path, folder: Path) -> str:
+    """One worker with one thread against two workers with one thread each, in turn."""
+    rounds = [[_worker_rate(shards, folder, count, number) for count in (1, 2)] for number in range(2)]
+    one, two = (max(found[i] for found in rounds) for i in range(2))
     lines = ["| width 256, 3 layers, 16 heads | |", "|---|---|"]
     lines += [
-        f"| bare torch loop, batches in memory: elements/s | {bare_best:.0f} |",
-        f"| Ray Train, DeepSpeed ZeRO-1, MLflow, checkpoints: elements/s, evaluation left out | {best['elements_per_second_in_all']:.0f} |",
-        f"| **platform / bare**, best of two each (each round: {', '.join(f'{_ratio(r):.2f}' for r in rounds)}) "
-        f"| **{best['elements_per_second_in_all'] / bare_best:.2f}** |",
-        *(
-            f"| **{name.replace('_', ' ')}** of all time | {100 * best[name]:.1f}% |"
-            for name in ("data_share", "evaluation_share", "logging_share", "checkpoint_share")
-        ),
-    ]
-    one, two = (max(_worker_rate(shards, folder, n, number) for number in range(2)) for n in (1, 2))
-    lines += [
         f"| one worker, one thread; two workers, one thread each: elements/s | {one:.0f}; {two:.0f} |",
-        f"| **ratio** | **{two / one:.2f}** |",
+        f"| **ratio** of the best (each round: {', '.join(f'{found[1] / found[0]:.2f}' for found in rounds)}) | **{two / one:.2f}** |",
     ]
     return "\n".join(lines)
 
 
-def _ratio(found: Results) -> float:
-    return float(found["elements_per_second_in_all"] / found["bare"])
-
-
-def _worker_rate(shards: Path, folder: Path, workers: int, number: int) -> float:
-    found = measured("platform", shards, folder / f"workers-{workers}-{number}", workers, 1, threads=1)
-    return float(found["elements_per_second_in_all"])
+def _worker_rate(shards: Path, folder: Path, num_workers: int, number: int) -> float:
+    found = measured("platform", shards, folder / f"workers-{num_workers}-{number}", 3, num_workers, 1, threads=1)
+    return float(found["rate"])
 
 
 def memory(shards: Path, folder: Path) -> str:
@@ -112,7 +117,7 @@ def memory(shards: Path, folder: Path) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[Path, Path], str]] = {"rates": rates, "platform": platform, "memory": memory}
+TABLES: dict[str, Callable[[Path, Path], str]] = {"rates": rates, "platform": platform, "workers": workers, "memory": memory}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -307,3 +307,12 @@ def test_a_bundle_that_does_not_fit_is_refused(tmp_path, model: Mlpf) -> None:
         load_bundle(tmp_path / "model")
     with pytest.raises(InputFileError, match=r"model\.safetensors"):
         load_bundle(tmp_path)
+
+
+def test_a_size_as_text_is_a_size_and_a_wrong_one_is_what_is_complained_about() -> None:
+    """Catches a model of width zero, and a complaint about widths that nobody gave."""
+    assert MlpfConfig(size="2") == MlpfConfig(size=2)  # type: ignore[arg-type]
+    for wrong in ("large", 0, 7, 1.5):
+        with pytest.raises(ValidationError) as told:
+            MlpfConfig(size=wrong)  # type: ignore[arg-type]
+        assert [error["loc"] for error in told.value.errors()] == [("size",)]

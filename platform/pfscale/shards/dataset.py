@@ -149,7 +149,7 @@ def plan_epoch(
     of any length: batches hold no padding, so there is nothing to gain from steps of similar ones.
 
     Args:
-        first_window: those before it are left out, and cost nothing.
+        first_window: those before it are left out; their steps are not planned.
     """
     for number, members in enumerate(_windows_of(index, events, window_events, np.random.default_rng([seed, epoch]))):
         if number < first_window:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -15,18 +16,21 @@ from matplotlib.figure import Figure
 from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.evaluation import Candidates, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.jets import cluster_jets
+from pfscale.physics.particles import ElementPredictions, evaluate_particles
 from pfscale.report.event_display import EventParticles, EventView, event_display
-from pfscale.report.figures import (
-    TransferPoint,
-    confusion_matrix,
+from pfscale.report.event_figures import (
+    jet_matching,
+    jet_resolution_vs_eta,
     jet_resolution_vs_pt,
     jet_response,
-    learning_curves,
     met_resolution,
-    transfer_curves,
+    visible_energy,
 )
+from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
+from pfscale.report.particle_figures import confusion_matrix, particle_energies, particle_rates
 
 CLASSES = ("none", "211", "130", "22", "11", "13")
+OF_EVENTS = [jet_response, jet_resolution_vs_pt, jet_resolution_vs_eta, jet_matching, met_resolution, visible_energy]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def render(figure: Figure) -> None:
         figure.canvas.draw()
 
 
-@pytest.mark.parametrize("draw", [jet_response, jet_resolution_vs_pt, met_resolution])
+@pytest.mark.parametrize("draw", OF_EVENTS)
 def test_physics_figures_draw_every_reconstruction(draw, result: EvaluationResult) -> None:
     """Would catch a curve that is missing from the axes or the numbers, and numbers that strict JSON cannot hold."""
     figure, numbers = draw(result, title="test")
@@ -73,16 +77,16 @@ def test_physics_figures_draw_every_reconstruction(draw, result: EvaluationResul
     )
     for name in ("MLPF", "baseline", "ceiling"):
         assert name in labels
-    assert any("GeV" in a.get_xlabel() or "response" in a.get_xlabel() for a in figure.axes)
+    assert any(word in a.get_xlabel() for a in figure.axes for word in ("GeV", "response", "eta", "generated"))
 
 
-@pytest.mark.parametrize("draw", [jet_response, jet_resolution_vs_pt, met_resolution])
+@pytest.mark.parametrize("draw", OF_EVENTS)
 def test_physics_figures_without_data_say_so(draw, empty_result: EvaluationResult) -> None:
     """A batch without jets or missing momentum must not stop a report."""
     figure, numbers = draw(empty_result)
     render(figure)
     json.dumps(numbers, allow_nan=False)
-    assert figure.axes[0].texts
+    assert any(a.texts for a in figure.axes)
 
 
 def test_histogram_holds_all_jets_inside_and_outside(result: EvaluationResult) -> None:
@@ -90,6 +94,40 @@ def test_histogram_holds_all_jets_inside_and_outside(result: EvaluationResult) -
     _, numbers = jet_response(result)
     for key, metrics in result.metrics.items():
         assert sum(numbers[key]["counts"]) + numbers[key]["outside_range"] == metrics.jets.response.count
+
+
+def test_seeds_are_drawn_as_a_band_and_counted_in_the_legend(result: EvaluationResult) -> None:
+    """Would catch a spread over seeds that is left out, or taken for the error of one training."""
+    mlpf = result.metrics["mlpf"]
+    several = replace(result, seeds=(mlpf, mlpf, result.metrics["rule-based"]))
+    figure, _ = jet_resolution_vs_pt(several)
+    render(figure)
+    assert len(figure.axes[0].collections) > len(jet_resolution_vs_pt(result)[0].axes[0].collections)
+    assert "3 seeds" in figure.axes[0].get_legend().get_title().get_text()
+    flat = several.to_dict()
+    wanted = np.std([m.jets.response.iqr.value for m in several.seeds], ddof=1)
+    assert flat["mlpf/jet_response_iqr_seed_spread"] == pytest.approx(wanted)
+    assert "mlpf/jet_response_iqr_seed_spread" not in result.to_dict()
+
+
+@pytest.mark.parametrize("draw", [particle_rates, particle_energies])
+@pytest.mark.parametrize("variable", ["pt", "eta"])
+@pytest.mark.parametrize("num_elements", [0, 4000])
+def test_particle_figures_show_every_class(draw, variable, num_elements: int) -> None:
+    """Would catch a class or reconstruction without a panel, and a sample too small for any bin."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 6, (2, num_elements))
+    values = rng.exponential(5, (2, num_elements)), rng.normal(0, 1, (2, num_elements)), rng.exponential(9, (2, num_elements))
+    halves = [(kinds[i], *(v[i] for v in values)) for i in range(2)]
+    elements = ElementPredictions(np.sort(rng.integers(0, 50, num_elements)), *halves[0], *halves[1])
+    found = evaluate_particles(elements, num_events=50, class_names=CLASSES, seed=0)
+    figure, numbers = draw({"mlpf": found, "rule-based": found}, variable)
+    render(figure)
+    json.dumps(numbers, allow_nan=False)
+    assert set(numbers) == {"mlpf", "rule-based"}
+    assert set(numbers["mlpf"]) == set(CLASSES[1:])
+    assert len(figure.axes) == 10
+    assert any("no bin" in t.get_text() for a in figure.axes for t in a.texts) == (num_elements == 0)
 
 
 def test_learning_curves_skip_what_is_not_finite() -> None:
@@ -151,7 +189,8 @@ def test_drawing_leaves_the_callers_matplotlib_alone(result: EvaluationResult) -
 def test_physics_and_figures_import_no_cluster_library() -> None:
     """The layer must work in a notebook without Ray, MLflow or torch, and fastjet must wait until a jet is asked for."""
     code = (
-        "import sys, pfscale.physics.evaluation, pfscale.physics.particles, pfscale.report.figures, pfscale.report.event_display\n"
+        "import sys, pfscale.physics.evaluation, pfscale.physics.particles, pfscale.report.figures\n"
+        "import pfscale.report.physics, pfscale.report.event_display\n"
         "print(*(m for m in ('ray', 'mlflow', 'torch', 'deepspeed', 'uproot', 'fastjet') if m in sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from particle.pdgid import literals as pid
 
 from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap, ratio
-from pfscale.physics.jets import cluster_jets
+from pfscale.physics.jets import MIN_JET_PT, cluster_jets
 from pfscale.physics.kinematics import Floats, cartesian, invariant_mass, sum_per_event
 from pfscale.physics.matching import match_jets
 from pfscale.physics.met import MetMetrics, evaluate_met, missing_momentum
 from pfscale.physics.ragged import Indices
+from pfscale.physics.rates import BinnedRate, rate_in_bins
 from pfscale.physics.response import ETA_BINS, PT_BINS, BinnedResponse, ResponseSummary, response, summarise, summarise_in_bins
 
 # The reconstructions that figures and tables know by role; any other key is fine too.
@@ -68,6 +70,7 @@ class JetMetrics:
     """Jets of one reconstruction against gen jets: response = pt_reco / pt_gen of matched pairs.
 
     `matched_fraction`: of gen jets; `spurious_fraction`: of reconstructed jets, those without a gen jet. `energy_response`: E_reco / E_gen.
+    `..._fraction_vs_pt`: against the gen jet's pt, and the reconstructed jet's.
     `pt_response`, `gen_pt`: of each matched pair, for histograms.
     """
 
@@ -77,38 +80,51 @@ class JetMetrics:
     vs_eta: BinnedResponse
     matched_fraction: Estimate
     spurious_fraction: Estimate
+    matched_fraction_vs_pt: BinnedRate
+    spurious_fraction_vs_pt: BinnedRate
     pt_response: Floats
     gen_pt: Floats
 
 
 @dataclass(frozen=True)
 class CandidateMetrics:
-    """Everything measured of one reconstruction; `visible_*`: ratio of the event's sum to the true one."""
+    """Everything measured of one reconstruction; `visible_*`: ratio of the event's sum to the true one, and those of all events."""
 
     num_candidates: int
     jets: JetMetrics
     met: MetMetrics
     visible_energy: ResponseSummary
     visible_mass: ResponseSummary
+    visible_energy_ratios: Floats
+    visible_mass_ratios: Floats
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Metrics of every reconstruction, by its key, with what is needed to repeat the bootstrap."""
+    """Metrics of every reconstruction, by its key, with what is needed to repeat the bootstrap.
+
+    `seeds`: metrics of `MLPF` and of further trainings of the same config with other seeds, for their spread; empty where there are none.
+    """
 
     num_events: int
     num_gen_jets: int
     seed: int
     metrics: Mapping[str, CandidateMetrics]
+    seeds: tuple[CandidateMetrics, ...] = ()
 
     def to_dict(self) -> dict[str, float]:
-        """Flat `key/metric` -> value, and `key/metric_error`; keys have underscores for blanks and hyphens. NaN: nothing to measure."""
+        """Flat `key/metric` -> value, `key/metric_error`, and `mlpf/metric_seed_spread` of seeds; NaN: nothing to measure.
+
+        Keys have underscores for blanks and hyphens.
+        """
         flat: dict[str, float] = {}
         for key, metrics in self.metrics.items():
-            prefix = key.replace(" ", "_").replace("-", "_")
             for name, number in named_estimates(metrics):
-                flat[f"{prefix}/{name}"] = number.value
-                flat[f"{prefix}/{name}_error"] = number.error
+                flat[f"{flat_key(key)}/{name}"] = number.value
+                flat[f"{flat_key(key)}/{name}_error"] = number.error
+        if self.seeds:
+            values = [{name: number.value for name, number in named_estimates(metrics)} for metrics in self.seeds]
+            flat |= {f"{MLPF}/{name}_seed_spread": spread([v[name] for v in values]) for name in values[0]}
         return flat
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -123,7 +139,19 @@ class EvaluationResult:
         return header, rows
 
 
-def evaluate_events(candidates: Mapping[str, Candidates], gen: GenReference, *, seed: int) -> EvaluationResult:
+def flat_key(key: str) -> str:
+    """The name of a reconstruction in the names of metrics."""
+    return key.replace(" ", "_").replace("-", "_")
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds; NaN for fewer than two or where one is NaN."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def evaluate_events(
+    candidates: Mapping[str, Candidates], gen: GenReference, *, seed: int, other_seeds: Sequence[Candidates] = ()
+) -> EvaluationResult:
     """The event-level metrics of each reconstruction in `candidates` against the generator level.
 
     Usual keys: "mlpf", "truth targets" (the ceiling), "rule-based" (the baseline), "calorimeter only".
@@ -132,6 +160,7 @@ def evaluate_events(candidates: Mapping[str, Candidates], gen: GenReference, *, 
         candidates: name -> candidates of the same events.
         gen: the truth of these events.
         seed: of the bootstrap over events; its replicas are shared by all reconstructions.
+        other_seeds: candidates of further trainings of the same config as that behind "mlpf".
 
     Raises:
         PfscaleError: a candidate's momentum is not finite.
@@ -139,7 +168,8 @@ def evaluate_events(candidates: Mapping[str, Candidates], gen: GenReference, *, 
     bootstrap = event_bootstrap(gen.num_events, seed=seed)
     energy, mass = _true_visible(candidates, gen)
     metrics = {key: _evaluate_one(particles, gen, energy, mass, bootstrap) for key, particles in candidates.items()}
-    return EvaluationResult(gen.num_events, len(gen.jet_event), seed, metrics)
+    others = [_evaluate_one(particles, gen, energy, mass, bootstrap) for particles in other_seeds]
+    return EvaluationResult(gen.num_events, len(gen.jet_event), seed, metrics, (metrics[MLPF], *others) if others else ())
 
 
 def named_estimates(metrics: CandidateMetrics) -> Iterator[tuple[str, Estimate]]:
@@ -169,13 +199,15 @@ def _evaluate_one(
     particles: Candidates, gen: GenReference, true_energy: Floats | None, true_mass: Floats | None, bootstrap: EventBootstrap
 ) -> CandidateMetrics:
     met_px, met_py = missing_momentum(particles.event, particles.px, particles.py, num_events=gen.num_events)
-    energy, mass = _visible(particles, gen.num_events)
+    energy, mass = (_ratios_to_truth(*pair) for pair in zip(_visible(particles, gen.num_events), (true_energy, true_mass), strict=True))
     return CandidateMetrics(
         num_candidates=len(particles),
         jets=evaluate_jets(particles, gen, bootstrap),
         met=evaluate_met(met_px, met_py, gen.met_px, gen.met_py, bootstrap),
-        visible_energy=_ratio_to_truth(energy, true_energy, bootstrap),
-        visible_mass=_ratio_to_truth(mass, true_mass, bootstrap),
+        visible_energy=_summarise_events(energy, bootstrap),
+        visible_mass=_summarise_events(mass, bootstrap),
+        visible_energy_ratios=energy,
+        visible_mass_ratios=mass,
     )
 
 
@@ -198,6 +230,8 @@ def evaluate_jets(particles: Candidates, gen: GenReference, bootstrap: EventBoot
     gen_pt, gen_eta = np.asarray(gen.jet_pt, np.float64)[matches.gen], np.asarray(gen.jet_eta, np.float64)[matches.gen]
     pt_response = response(jets.pt[matches.reco], gen_pt)
     energy_response = response(jets.energy[matches.reco], np.asarray(gen.jet_energy)[matches.gen])
+    is_matched, is_spurious = np.zeros(len(gen_event), np.bool_), np.ones(len(jets), np.bool_)
+    is_matched[matches.gen], is_spurious[matches.reco] = True, False
     num_matched, num_gen, num_reco = (np.bincount(e, minlength=gen.num_events) for e in (event, gen_event, jets.event))
     fractions = ratio(np.stack([num_matched, num_reco - num_matched], axis=1), np.stack([num_gen, num_reco], axis=1), bootstrap)
     return JetMetrics(
@@ -207,9 +241,16 @@ def evaluate_jets(particles: Candidates, gen: GenReference, bootstrap: EventBoot
         vs_eta=summarise_in_bins(pt_response, event, gen_eta, bootstrap, edges=ETA_BINS, variable="gen jet eta", unit=""),
         matched_fraction=fractions[0],
         spurious_fraction=fractions[1],
+        matched_fraction_vs_pt=_in_pt_bins(gen_event, is_matched, np.asarray(gen.jet_pt), "gen jet pt", bootstrap),
+        spurious_fraction_vs_pt=_in_pt_bins(jets.event, is_spurious, jets.pt, "reconstructed jet pt", bootstrap),
         pt_response=pt_response,
         gen_pt=gen_pt,
     )
+
+
+def _in_pt_bins(event: Indices, passing: NDArray[np.bool_], pt: Floats, variable: str, bootstrap: EventBootstrap) -> BinnedRate:
+    edges = (MIN_JET_PT, *PT_BINS)
+    return rate_in_bins(event, passing, np.ones(len(pt), np.bool_), pt, bootstrap, edges=edges, variable=variable, unit="GeV")
 
 
 def _visible(particles: Candidates, num_events: int) -> tuple[Floats, Floats]:
@@ -225,9 +266,11 @@ def _true_visible(candidates: Mapping[str, Candidates], gen: GenReference) -> tu
     return (energy if gen.visible_energy is None else gen.visible_energy), (mass if gen.visible_mass is None else gen.visible_mass)
 
 
-def _ratio_to_truth(values: Floats, truth: Floats | None, bootstrap: EventBootstrap) -> ResponseSummary:
-    if truth is None:
-        return summarise([], [], bootstrap)
-    ratios = response(values, truth)
+def _ratios_to_truth(values: Floats, truth: Floats | None) -> Floats:
+    """Of each event, NaN where the truth is nothing or not known."""
+    return np.full(len(values), np.nan) if truth is None else response(values, truth)
+
+
+def _summarise_events(ratios: Floats, bootstrap: EventBootstrap) -> ResponseSummary:
     event = np.flatnonzero(np.isfinite(ratios))
     return summarise(ratios[event], event, bootstrap)

@@ -7,16 +7,16 @@ Definitions, per class c (index 0 means that an element carries no particle):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap, ratio
-from pfscale.physics.kinematics import Floats
+from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap
 from pfscale.physics.ragged import Indices
-from pfscale.physics.response import ResponseSummary, response, summarise
+from pfscale.physics.rates import BinnedRate, rate, rate_in_bins
+from pfscale.physics.response import BinnedResponse, ResponseSummary, response, summarise, summarise_in_bins
 
 PARTICLE_PT_BINS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 200.0)  # GeV
 PARTICLE_ETA_BINS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
@@ -31,28 +31,21 @@ class ElementPredictions:
 
     event: Indices
     target_class: NDArray[np.integer]
-    target_pt: Floats
-    target_eta: Floats
-    target_energy: Floats
+    target_pt: NDArray[np.floating]
+    target_eta: NDArray[np.floating]
+    target_energy: NDArray[np.floating]
     pred_class: NDArray[np.integer]
-    pred_pt: Floats
-    pred_eta: Floats
-    pred_energy: Floats
-
-
-@dataclass(frozen=True)
-class BinnedRate:
-    """A fraction in bins [edges[i], edges[i + 1]) of `variable`, with bootstrap errors."""
-
-    variable: str
-    unit: str
-    edges: tuple[float, ...]
-    bins: tuple[Estimate, ...]
+    pred_pt: NDArray[np.floating]
+    pred_eta: NDArray[np.floating]
+    pred_energy: NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Metrics of one particle class; efficiencies against the target's, fake rates against the prediction's pt and eta."""
+    """Metrics of one particle class; efficiencies and responses against the target's, fake rates against the prediction's pt and eta.
+
+    `energy_response`: predicted over target energy of the elements with both of this class.
+    """
 
     efficiency: Estimate
     found_fraction: Estimate
@@ -62,6 +55,8 @@ class ClassMetrics:
     efficiency_vs_eta: BinnedRate
     fake_rate_vs_pt: BinnedRate
     fake_rate_vs_eta: BinnedRate
+    energy_response_vs_pt: BinnedResponse
+    energy_response_vs_eta: BinnedResponse
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,17 @@ class ParticleResult:
         return flat
 
 
+def particle_table(results: Mapping[str, ParticleResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(header, rows) for the terminal and the report: one row per reconstruction and class, `value ± error`."""
+    header = ("", "class", "targets", "efficiency", "found as any", "fake rate", "energy response", "IQR")
+    rows = []
+    for key, result in results.items():
+        for index, (name, m) in enumerate(result.classes.items(), 1):
+            numbers = (m.efficiency, m.found_fraction, m.fake_rate, m.energy_response.median, m.energy_response.iqr)
+            rows.append((key, name, str(int(result.confusion[index].sum())), *(str(number) for number in numbers)))
+    return header, rows
+
+
 def evaluate_particles(elements: ElementPredictions, *, num_events: int, class_names: Sequence[str], seed: int) -> ParticleResult:
     """The particle-level metrics of every class but the first, which means no particle."""
     bootstrap = event_bootstrap(num_events, seed=seed)
@@ -104,45 +110,31 @@ def _class_metrics(elements: ElementPredictions, index: int, bootstrap: EventBoo
     is_found = is_target & (np.asarray(elements.pred_class) != 0)
     is_fake = is_pred & (np.asarray(elements.target_class) == 0)
 
-    def rate(passing: NDArray[np.bool_], total: NDArray[np.bool_]) -> Estimate:
-        everything = np.zeros(len(total))
-        return _binned_rate(elements.event, passing, total, everything, (-1.0, 1.0), bootstrap)[0]
-
-    def against(passing: NDArray[np.bool_], total: NDArray[np.bool_], values: Floats, variable: str) -> BinnedRate:
-        edges, unit = (PARTICLE_PT_BINS, "GeV") if variable.endswith("pt") else (PARTICLE_ETA_BINS, "")
-        return BinnedRate(variable, unit, edges, tuple(_binned_rate(elements.event, passing, total, values, edges, bootstrap)))
+    def against(passing: NDArray[np.bool_], total: NDArray[np.bool_], values: NDArray[np.floating], variable: str) -> BinnedRate:
+        edges, unit = _binning(variable)
+        return rate_in_bins(elements.event, passing, total, values, bootstrap, edges=edges, variable=variable, unit=unit)
 
     both = is_target & is_pred
     energies = response(np.asarray(elements.pred_energy)[both], np.asarray(elements.target_energy)[both])
+    event = np.asarray(elements.event)[both]
+
+    def energies_against(values: NDArray[np.floating], variable: str) -> BinnedResponse:
+        edges, unit = _binning(variable)
+        return summarise_in_bins(energies, event, np.asarray(values)[both], bootstrap, edges=edges, variable=variable, unit=unit)
+
     return ClassMetrics(
-        efficiency=rate(both, is_target),
-        found_fraction=rate(is_found, is_target),
-        fake_rate=rate(is_fake, is_pred),
-        energy_response=summarise(energies, np.asarray(elements.event)[both], bootstrap),
+        efficiency=rate(elements.event, both, is_target, bootstrap),
+        found_fraction=rate(elements.event, is_found, is_target, bootstrap),
+        fake_rate=rate(elements.event, is_fake, is_pred, bootstrap),
+        energy_response=summarise(energies, event, bootstrap),
         efficiency_vs_pt=against(both, is_target, elements.target_pt, "target pt"),
         efficiency_vs_eta=against(both, is_target, elements.target_eta, "target eta"),
         fake_rate_vs_pt=against(is_fake, is_pred, elements.pred_pt, "predicted pt"),
         fake_rate_vs_eta=against(is_fake, is_pred, elements.pred_eta, "predicted eta"),
+        energy_response_vs_pt=energies_against(elements.target_pt, "target pt"),
+        energy_response_vs_eta=energies_against(elements.target_eta, "target eta"),
     )
 
 
-def _binned_rate(
-    event: Indices,
-    passing: NDArray[np.bool_],
-    total: NDArray[np.bool_],
-    values: Floats,
-    edges: Sequence[float],
-    bootstrap: EventBootstrap,
-) -> list[Estimate]:
-    """passing / total in each bin of `values`, counted per event first, so that the bootstrap is one matrix product."""
-    num_bins = len(edges) - 1
-    rows = np.flatnonzero(total)
-    which = np.digitize(np.asarray(values, np.float64)[rows], edges) - 1
-    inside = (which >= 0) & (which < num_bins)
-    rows, which = rows[inside], which[inside]
-    cell = np.asarray(event, np.int64)[rows] * num_bins + which
-    shape = (bootstrap.num_events, num_bins)
-    size = shape[0] * shape[1]
-    below = np.bincount(cell, minlength=size).reshape(shape)
-    above = np.bincount(cell, weights=passing[rows], minlength=size).reshape(shape)
-    return ratio(above, below, bootstrap)
+def _binning(variable: str) -> tuple[tuple[float, ...], str]:
+    return (PARTICLE_PT_BINS, "GeV") if variable.endswith("pt") else (PARTICLE_ETA_BINS, "")

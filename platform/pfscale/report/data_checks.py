@@ -24,12 +24,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from pfscale.report.figures import CLASS_LABELS
-from pfscale.report.style import Drawn, jsonable, new_figure, say_empty, styled
+from pfscale.report.particle_figures import CLASS_LABELS
+from pfscale.report.style import Drawn, new_figure, say_empty, styled
 from pfscale.shards.checks import DataChecks, check_data
 from pfscale.shards.gate import GateResult
 from pfscale.shards.measurement import Fraction, Measurement, Status, errors_of
 from pfscale.shards.storage import Folder, open_folder
+from pfscale.tracking.runs import jsonable
 
 CHECKS_FOLDER, NUMBERS_FILE = "checks", "checks.json"
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#D55E00", "#009E73", "#C00000", "0.6"

@@ -5,7 +5,6 @@ Colours are those of Okabe and Ito (told apart by colour-blind readers); line an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -13,10 +12,11 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import mplhep
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from pfscale.tracking.runs import jsonable
 
 Drawn = tuple[Figure, dict[str, Any]]  # a figure and its numbers, ready for JSON
 P = ParamSpec("P")
@@ -101,14 +101,3 @@ def axis_label(variable: str, unit: str) -> str:
 def say_empty(axes: Axes, text: str) -> None:
     """Writes why nothing is drawn into the middle of `axes`."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
-
-
-def jsonable(value: Any) -> Any:
-    """`value` with numpy types as Python's own and NaN or infinity as None, which strict JSON readers need."""
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, np.generic):
-        return jsonable(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

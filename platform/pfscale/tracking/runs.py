@@ -78,6 +78,18 @@ def _create_experiment(client: MlflowClient, name: str, uri: str) -> str:
         return str(other.experiment_id)
 
 
+def tracker_of_run(uri: str, run_id: str) -> Tracker:
+    """A `Tracker` for the experiment that a run is in.
+
+    Raises:
+        TrackingError: no such run, or the store cannot be reached.
+    """
+    uri = resolve_uri(uri)
+    require_store(uri, create=False)
+    with tracking_errors(uri):
+        return Tracker(uri, str(open_client(uri).get_run(run_id).info.experiment_id))
+
+
 @dataclass(frozen=True)
 class Tracker:
     """One experiment in one MLflow store: two strings that cross process borders."""
@@ -207,7 +219,7 @@ class RunLogger:
 
     def log_json(self, obj: Any, path: str) -> None:
         """Keeps `obj` as JSON (NaN and infinities as null: JSON has none)."""
-        self.log_text(json.dumps(_without_nonfinite(obj), indent=2, sort_keys=True) + "\n", path)
+        self.log_text(json.dumps(jsonable(obj), indent=2, sort_keys=True) + "\n", path)
 
     def log_figure(self, fig: Figure, path: str) -> None:
         """Keeps a matplotlib figure in the format that the ending of `path` names."""
@@ -305,11 +317,12 @@ def _from_store(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
 
 
-def _without_nonfinite(obj: Any) -> Any:
+def jsonable(obj: Any) -> Any:
+    """`obj` for strict JSON: numpy types as Python's own, NaN and infinities as null."""
     if isinstance(obj, Mapping):
-        return {str(key): _without_nonfinite(value) for key, value in obj.items()}
+        return {str(key): jsonable(value) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
-        return [_without_nonfinite(value) for value in obj]
+        return [jsonable(value) for value in obj]
     if hasattr(obj, "tolist"):  # numpy arrays and scalars
-        return _without_nonfinite(obj.tolist())
+        return jsonable(obj.tolist())
     return None if isinstance(obj, float) and not math.isfinite(obj) else obj

@@ -24,10 +24,10 @@ from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig
 from pfscale.tracking.registry import register_model, weights_digest
 from pfscale.tracking.runs import Tracker, connect
 from pfscale.training.config import loggable
-from pfscale.training.evaluate import truth_candidates
 from pfscale.training.inference import event_chunks, run_model
 from pfscale.training.launch import TRAINING_VERSION, ended, flat_params
 from pfscale.training.lookup import locate_model, mismatches
+from pfscale.training.reconstructions import truth_candidates
 from pfscale.training.run import Run
 from pfscale.training.storage import claimed, read_finished, storage_folder, write_finished
 

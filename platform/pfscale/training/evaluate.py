@@ -1,65 +1,87 @@
-"""Physics figures of a registered model on shards: the model beside the truth targets (ceiling) and the file's own baseline."""
+"""Physics figures of a registered model on shards: beside the truth targets (ceiling), the file's own candidates, and bare clusters."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 from rich.table import Table
 
-from pfscale.errors import OutputExistsError
-from pfscale.models.bundle import Bundle
-from pfscale.physics.evaluation import MLPF, RULE_BASED, TRUTH_TARGETS, EvaluationResult, GenReference, evaluate_events
-from pfscale.physics.evaluation import Candidates as Particles
+from pfscale.errors import OutputExistsError, PfscaleError, ShardError
+from pfscale.models.bundle import Bundle, load_bundle
+from pfscale.physics.evaluation import MLPF, Candidates, EvaluationResult, GenReference, evaluate_events, flat_key
+from pfscale.physics.met import missing_momentum
+from pfscale.physics.particles import ParticleResult, evaluate_particles, particle_table
 from pfscale.shards.dataset import EventIndex, load_index, select_events
-from pfscale.shards.ragged import GEN_COLUMNS, INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents, list_leaves, struct_leaf
-from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig, target_candidates
+from pfscale.shards.schema import CLASSES
+from pfscale.tasks.reconstruction import ReconstructionConfig
+from pfscale.tracking.registry import ModelVersion
+from pfscale.tracking.runs import jsonable, tracker_of_run
 from pfscale.training.inference import event_chunks, run_model
-from pfscale.training.lookup import load_model, mismatches
+from pfscale.training.lookup import locate_model, mismatches, registered_version
+from pfscale.training.reconstructions import evaluation_columns, joined, joined_particles, reconstructions_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from pfscale.report.style import Drawn
 
-BASELINE_COLUMNS = tuple(f"baseline.list.element.{name}" for name in ("pdg", "charge", "px", "py", "pz", "energy"))
 METRICS_FILE = "metrics.json"
+EVALUATION_VERSION = "1"  # to be raised when the same model and events give other figures
 _BOOTSTRAP_SEED = 1
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics with their bootstrap errors, the figures made of them, and what to keep in mind (`notes`)."""
+    """Metrics with their bootstrap errors, the figures made of them, and what to keep in mind (`notes`).
+
+    Attributes:
+        particles: reconstruction -> efficiency, fake rate, confusion and energy response of its particles.
+        events: (E,) positions in the index of the events, in the order of `met_residual`.
+        met_residual: (E,) distance of the model's missing momentum from the true one, GeV; what best and worst events are found by.
+        links: where the figures are in MLflow.
+    """
 
     title: str
     result: EvaluationResult
+    particles: Mapping[str, ParticleResult]
+    events: NDArray[np.int64]
+    met_residual: NDArray[np.float64]
     notes: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Flat `mlpf/...`, `truth_targets/...` (and `rule_based/...`) -> value."""
-        return self.result.to_dict()
+        """Flat `mlpf/...`, `truth_targets/...`, `rule_based/...`, `calorimeter_only/...` -> value."""
+        of_particles = {
+            f"{flat_key(key)}/{name}": value for key, found in self.particles.items() for name, value in found.to_dict().items()
+        }
+        return {**self.result.to_dict(), **of_particles}
 
-    def table(self) -> Table:
-        """One row per reconstruction, for the terminal."""
+    def table(self) -> Group:
+        """Events, then particles: one row per reconstruction (and class), for the terminal."""
         header, rows = self.result.table()
-        table = Table(*header, title=self.title, caption="\n".join(f"warning: {note}" for note in self.notes) or None)
+        warnings = [f"warning: {note}" for note in self.notes]
+        table = Table(*header, title=self.title, caption="\n".join([*warnings, *self.links]) or None)
         for row in rows:
             table.add_row(*row)
-        return table
+        if not self.particles:
+            return Group(table)
+        header, rows = particle_table(self.particles)
+        particles = Table(*header, title="particles, by class of the element")
+        for row in rows:
+            particles.add_row(*row)
+        return Group(particles, table)
 
-    def figures(self) -> dict[str, Figure]:
-        """File name -> figure of jets and missing momentum."""
-        from pfscale.report import figures  # not before: workers that only want numbers need no matplotlib
+    def figures(self) -> dict[str, Drawn]:
+        """Name -> (figure, its numbers) of everything that can be drawn."""
+        from pfscale.report.physics import physics_figures  # not before: workers that only want numbers need no matplotlib
 
-        return {
-            "jet_response.png": figures.jet_response(self.result)[0],
-            "jet_resolution_vs_pt.png": figures.jet_resolution_vs_pt(self.result)[0],
-            "met_resolution.png": figures.met_resolution(self.result)[0],
-        }
+        return physics_figures(self.result, self.particles)
 
 
 def evaluate(
@@ -68,36 +90,88 @@ def evaluate(
     *,
     split: str = "test",
     output: str | Path | None = None,
+    other_seeds: Sequence[str] = (),
     tracking_uri: str = "sqlite:///mlflow.db",
     num_events: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """The metrics of a registered model on one split of event shards, with jets, missing momentum and visible energy.
+    """The metrics of a registered model on one split of event shards, with jets, missing momentum, visible energy and particles.
+
+    A registered model's figures and numbers are logged to MLflow, in a run below the one that trained it; repeated, into the same.
 
     Args:
         model: `models:/name@alias`, `models:/name/version`, or a folder with a model bundle.
-        output: folder for metrics.json and the figures; nothing is written without it.
+        output: folder for metrics.json and the figures, each with its numbers as JSON.
+        other_seeds: models of the same config trained with other seeds; their spread is drawn as a band.
 
     Raises:
         ModelNotFoundError, ShardError, NotEnoughDataError, OutputExistsError.
+        PfscaleError: the further models are of another detector or task than the first.
     """
     if output is not None:
         _require_own(Path(output))
-    bundle = load_model(model, tracking_uri=tracking_uri)
+    folder, address = locate_model(model, tracking_uri=tracking_uri)
+    bundle = load_bundle(folder)
+    others = [load_bundle(locate_model(other, tracking_uri=tracking_uri)[0]) for other in other_seeds]
+    _require_same_kind(bundle, others, other_seeds)
     index = load_index(shards)
     members = select_events(index, split, num_events)
-    result = evaluate_bundle(bundle, index, members, title=f"{model} on {len(members)} {split} events", progress=progress)
+    title = f"{address} on {len(members)} {split} events of {index.manifest.detector}"
+    evaluation = evaluate_bundle(bundle, index, members, title=title, other_seeds=others, progress=progress)
+    figures = evaluation.figures()
+    version = registered_version(model, tracking_uri=tracking_uri)
+    if version is not None:
+        link = _log(evaluation, figures, version, index, split=split)
+        evaluation = replace(evaluation, links=(link,))
     if output is not None:
-        save_evaluation(result, Path(output))
-    return result
+        save_evaluation(evaluation, Path(output), figures=figures)
+    return evaluation
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Writes metrics.json and the figures into `folder`."""
+def save_evaluation(evaluation: Evaluation, folder: Path, *, figures: Mapping[str, Drawn] | None = None) -> None:
+    """Writes metrics.json, the figures and their numbers into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / METRICS_FILE).write_text(json.dumps({"title": evaluation.title, "metrics": evaluation.metrics}, indent=2, sort_keys=True))
-    for name, figure in evaluation.figures().items():
-        figure.savefig(folder / name, dpi=150)
+    values = jsonable({"title": evaluation.title, "notes": list(evaluation.notes), "metrics": evaluation.metrics})
+    (folder / METRICS_FILE).write_text(json.dumps(values, indent=2, sort_keys=True, allow_nan=False))
+    for name, (figure, numbers) in (evaluation.figures() if figures is None else figures).items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        (folder / f"{name}.json").write_text(json.dumps(numbers, indent=1, allow_nan=False))
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    index: EventIndex,
+    members: NDArray[np.int64],
+    *,
+    title: str,
+    other_seeds: Sequence[Bundle] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """As `evaluate`, for a loaded model and chosen events; nothing is logged.
+
+    Raises:
+        ShardError: the shards hold no truth to compare with.
+    """
+    _require_truth(index)
+    manifest = index.manifest
+    notes = mismatches(bundle.card, detector=manifest.detector, simulation=manifest.simulation, what="the shards")
+    if not manifest.has_baseline:
+        notes = (*notes, "the shards have no rule-based candidates: no baseline")
+    parts, seeds = [], []
+    for events in event_chunks(index, members, evaluation_columns(has_baseline=manifest.has_baseline), progress=progress):
+        predicted = run_model(bundle.model, events, ReconstructionConfig(**bundle.card["task"])).candidates
+        parts.append(reconstructions_of(events, predicted, has_baseline=manifest.has_baseline))
+        seeds.append([run_model(other.model, events, ReconstructionConfig(**other.card["task"])).candidates for other in other_seeds])
+    sample = joined(parts)
+    sizes = [part.gen.num_events for part in parts]
+    others = [joined_particles([found[i] for found in seeds], sizes) for i in range(len(other_seeds))]
+    particles = {
+        key: evaluate_particles(elements, num_events=sample.gen.num_events, class_names=CLASSES, seed=_BOOTSTRAP_SEED)
+        for key, elements in sample.elements.items()
+    }
+    result = evaluate_events(sample.candidates, sample.gen, seed=_BOOTSTRAP_SEED, other_seeds=others)
+    residual = _met_residual(sample.candidates[MLPF], sample.gen)
+    return Evaluation(title, result, particles, np.sort(members), residual, notes)
 
 
 def _require_own(folder: Path) -> None:
@@ -110,63 +184,39 @@ def _require_own(folder: Path) -> None:
         raise OutputExistsError("the folder holds other files", where=str(folder), hint="choose a new --output")
 
 
-def evaluate_bundle(
-    bundle: Bundle, index: EventIndex, members: NDArray[np.int64], *, title: str, progress: Callable[[int], None] | None = None
-) -> Evaluation:
-    """As `evaluate`, for a loaded model and chosen events."""
-    task = ReconstructionConfig(**bundle.card["task"])
-    notes = mismatches(bundle.card, detector=index.manifest.detector, simulation=index.manifest.simulation, what="the shards")
-    has_baseline = index.manifest.has_baseline
-    columns = (*INPUT_COLUMNS, *TARGET_COLUMNS, *GEN_COLUMNS, *(BASELINE_COLUMNS if has_baseline else ()))
-    found: dict[str, list[Particles]] = {MLPF: [], TRUTH_TARGETS: [], **({RULE_BASED: []} if has_baseline else {})}
-    gens: list[GenReference] = []
-    for events in event_chunks(index, members, columns, progress=progress):
-        found[MLPF].append(run_model(bundle.model, events, task).candidates)
-        found[TRUTH_TARGETS].append(truth_candidates(events))
-        if has_baseline:
-            found[RULE_BASED].append(_baseline(events))
-        gens.append(_gen_reference(events))
-    sizes = [gen.num_events for gen in gens]
-    joined = {name: _join(parts, sizes) for name, parts in found.items()}
-    return Evaluation(title, evaluate_events(joined, _join_gen(gens), seed=_BOOTSTRAP_SEED), notes)
+def _require_same_kind(bundle: Bundle, others: Sequence[Bundle], names: Sequence[str]) -> None:
+    """Checks that what is called a seed of the same training may be one."""
+    for other, name in zip(others, names, strict=True):
+        for key in ("detector", "task", "verb"):
+            if other.card.get(key) != bundle.card.get(key):
+                what = f"not another seed of the same training: {key} {other.card.get(key)}, not {bundle.card.get(key)}"
+                raise PfscaleError(what, where=name, hint="pfscale models compare sets two different models side by side")
 
 
-def truth_candidates(events: RaggedEvents) -> Candidates:
-    """The ceiling: the candidates that a model without any error would give."""
-    element = np.arange(len(events.is_track)) - np.repeat(events.offsets[:-1], events.lengths)
-    return target_candidates(event=events.event, element_index=element, is_track=events.is_track, targets=events.targets)
+def _require_truth(index: EventIndex) -> None:
+    if not index.num_events:
+        raise ShardError("the data set has no events", where=index.manifest.detector, hint="ingest files that hold events")
 
 
-def _baseline(events: RaggedEvents) -> Particles:
-    offsets, leaves = list_leaves(events.table, "baseline")
-    return Particles(event=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), **leaves)
+def _met_residual(candidates: Candidates, gen: GenReference) -> NDArray[np.float64]:
+    px, py = missing_momentum(candidates.event, candidates.px, candidates.py, num_events=gen.num_events)
+    return np.hypot(px - gen.met_px, py - gen.met_py)
 
 
-def _gen_reference(events: RaggedEvents) -> GenReference:
-    offsets, jets = list_leaves(events.table, "gen_jet")
-    return GenReference(
-        num_events=events.num_events,
-        jet_event=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
-        jet_pt=jets["pt"],
-        jet_eta=jets["eta"],
-        jet_phi=jets["phi"],
-        jet_energy=jets["energy"],
-        met_px=struct_leaf(events.table, "gen_met", "px"),
-        met_py=struct_leaf(events.table, "gen_met", "py"),
+def _log(evaluation: Evaluation, figures: Mapping[str, Drawn], version: ModelVersion, index: EventIndex, *, split: str) -> str:
+    """Where the figures are in MLflow, after logging them below the run that trained the model."""
+    tracker = tracker_of_run(version.tracking_uri, version.run_id)
+    manifest = index.manifest
+    fingerprint = (
+        f"evaluate {EVALUATION_VERSION} {version.uri} {manifest.hash} {split} {len(evaluation.events)} {len(evaluation.result.seeds)}"
     )
-
-
-def _join(parts: Sequence[Particles], sizes: Sequence[int]) -> Particles:
-    """All chunks as one, events numbered through; only the fields that every reconstruction has."""
-    starts = np.cumsum([0, *sizes[:-1]])
-    names = ("px", "py", "pz", "energy", "pdg", "charge")
-    event = np.concatenate([part.event + start for part, start in zip(parts, starts, strict=True)])
-    return Particles(event=event, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
-def _join_gen(gens: Sequence[GenReference]) -> GenReference:
-    starts = np.cumsum([0, *(gen.num_events for gen in gens[:-1])])
-    names = ("jet_pt", "jet_eta", "jet_phi", "jet_energy", "met_px", "met_py")
-    jet_event = np.concatenate([gen.jet_event + start for gen, start in zip(gens, starts, strict=True)])
-    arrays = {name: np.concatenate([getattr(gen, name) for gen in gens]) for name in names}
-    return GenReference(num_events=sum(gen.num_events for gen in gens), jet_event=jet_event, **arrays)
+    tags = {"pfscale.verb": "evaluate", "pfscale.model": version.uri, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
+    name = f"evaluate {version.name}/{version.version} {split}"
+    logger = tracker.start_run(name, fingerprint=fingerprint, tags=tags, parent_run_id=version.run_id)
+    logger.log_metrics({key: value for key, value in evaluation.metrics.items() if np.isfinite(value)}, step=0)
+    logger.log_json({"title": evaluation.title, "notes": list(evaluation.notes), "metrics": evaluation.metrics}, METRICS_FILE)
+    for figure_name, (figure, numbers) in figures.items():
+        logger.log_figure(figure, f"figures/{figure_name}.png")
+        logger.log_json(numbers, f"figures/{figure_name}.json")
+    logger.end("FINISHED")
+    return logger.link

@@ -143,8 +143,9 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     metrics["num_train_events"] = float(bundle.card["num_train_events"])
     evaluation = evaluate_on_validation(bundle, index)
     metrics |= evaluation.metrics
-    for name, figure in evaluation.figures().items():
-        logger.log_figure(figure, f"figures/{name}")
+    for name, (figure, numbers) in evaluation.figures().items():
+        logger.log_figure(figure, f"figures/{name}.png")
+        logger.log_json(numbers, f"figures/{name}.json")
     logger.log_figure(figures.learning_curves(history, references=references(metrics))[0], "figures/learning_curves.png")
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=state.step)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pfscale.models.bundle import WEIGHTS, Bundle, load_bundle
-from pfscale.tracking.registry import download, resolve
+from pfscale.tracking.registry import ModelVersion, download, resolve
 
 
 def load_model(model: str, *, tracking_uri: str) -> Bundle:
@@ -27,6 +27,11 @@ def locate_model(model: str, *, tracking_uri: str) -> tuple[Path, str]:
         return Path(model), str(Path(model).resolve())
     version = resolve(tracking_uri, model)
     return download(version), version.uri
+
+
+def registered_version(model: str, *, tracking_uri: str) -> ModelVersion | None:
+    """The version that a registry reference means, None for the folder of a bundle."""
+    return None if (Path(model) / WEIGHTS).is_file() else resolve(tracking_uri, model)
 
 
 def mismatches(card: Mapping[str, Any], *, detector: str, simulation: str, what: str) -> tuple[str, ...]:

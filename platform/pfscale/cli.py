@@ -340,14 +340,40 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", metavar="DIR", parser=local_folder, help="folder for figures and numbers")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    seed_model: Annotated[
+        list[str] | None, typer.Option(help="model of the same config trained with another seed, for the band over seeds; repeatable")
+    ] = None,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
 ) -> None:
-    """Physics metrics of a registered model: jets, missing momentum, particles, against truth targets and rule-based candidates."""
+    """Physics metrics of a registered model: jets, missing momentum, particles, against truth targets and rule-based candidates.
+
+    A registered model's figures and numbers go to MLflow as well, into a run below the one that trained it.
+    """
     from pfscale.training.evaluate import evaluate as measure
 
     with _progress(f"evaluate {model}") as progress:
-        result = measure(model, shards, split=split, output=output, tracking_uri=tracking_uri, progress=progress)
+        result = measure(
+            model, shards, split=split, output=output, other_seeds=seed_model or (), tracking_uri=tracking_uri, progress=progress
+        )
     out.print(result.table())
+
+
+@app.command()
+def report(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="models:/name@alias, name/3, a model folder, a run's id or name")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file to write")] = Path("report.html"),
+    shards: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="shards to evaluate the model on; default: those it was trained on")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """One self-contained HTML page on a model or run: results, events, training, data, lineage, config, and how to repeat it."""
+    from pfscale.training.report import report as write_report
+
+    with _progress(f"report on {target}") as progress:
+        path = write_report(target, output, shards=shards, split=split, tracking_uri=tracking_uri, progress=progress)
+    out.print(f"report: {path}", markup=False)
 
 
 @app.command()

@@ -55,11 +55,19 @@ class EventView:
 
 
 @styled
-def event_display(event: EventView, *, title: str = "") -> Drawn:
-    """Tracks and clusters (first panel) and each reconstruction's particles (one panel each); marker areas grow with energy or pt."""
+def event_display(event: EventView, *, title: str = "", columns: int | None = None) -> Drawn:
+    """Tracks and clusters (first panel) and each reconstruction's particles (one panel each); marker areas grow with energy or pt.
+
+    `columns`: panels side by side; None: all of them.
+    """
     panels = 1 + len(event.particles)
-    figure = new_figure(width=4.9 * panels + 0.4, height=5.9)
-    axes_list = np.atleast_1d(figure.subplots(1, panels, sharey=True))
+    columns = min(columns or panels, panels)
+    rows = -(-panels // columns)
+    figure = new_figure(width=4.9 * columns + 0.4, height=5.9 * rows)
+    axes_list = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes in axes_list[panels:]:
+        axes.remove()
+    axes_list = axes_list[:panels]
     figure.suptitle(title, fontsize=12)
     _draw_elements(axes_list[0], event)
     numbers: dict[str, Any] = {
@@ -78,7 +86,8 @@ def event_display(event: EventView, *, title: str = "") -> Drawn:
             axes.plot(*_cone(float(eta), float(phi), JET_RADIUS), color="0.55", linewidth=1, zorder=0)
         axes.set(xlabel=r"Pseudorapidity $\eta$", xlim=(-MAX_ETA, MAX_ETA), ylim=(-np.pi, np.pi))
         axes.set_yticks(np.pi * np.array([-1, -0.5, 0, 0.5, 1]), [r"$-\pi$", r"$-\pi/2$", "0", r"$\pi/2$", r"$\pi$"])
-    axes_list[0].set_ylabel(r"Azimuth $\phi$ [rad]")
+    for axes in axes_list[::columns]:
+        axes.set_ylabel(r"Azimuth $\phi$ [rad]")
     return figure, numbers
 
 

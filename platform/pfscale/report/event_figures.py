@@ -134,10 +134,8 @@ def visible_energy(result: EvaluationResult, *, title: str = "") -> Drawn:
     numbers: dict[str, Any] = {key: {} for key in result.metrics}
     labels = {}
     for key, metrics in result.metrics.items():
-        lines = [look(key, among=list(result.metrics)).label]
-        for name, summary in (("energy", metrics.visible_energy), ("mass", metrics.visible_mass)):
-            lines.append(f"  {name}: median {summary.median}, IQR {summary.iqr}")
-        labels[key] = "\n".join(lines)
+        energy, mass = (f"median {s.median}, IQR {s.iqr}" for s in (metrics.visible_energy, metrics.visible_mass))
+        labels[key] = f"{look(key, among=list(result.metrics)).label}\n  energy: {energy}\n  mass: {mass}"
     parts = (
         (top, "energy", {key: (m.visible_energy_ratios, m.visible_energy) for key, m in result.metrics.items()}),
         (bottom, "mass", {key: (m.visible_mass_ratios, m.visible_mass) for key, m in result.metrics.items()}),
@@ -154,7 +152,7 @@ def visible_energy(result: EvaluationResult, *, title: str = "") -> Drawn:
     handles, texts = top.get_legend_handles_labels()
     if handles:
         words = f"{result.num_events} events; bars: √N; numbers: bootstrap over events"
-        figure.legend(handles, texts, loc="outside lower center", ncols=2, title=words)
+        figure.legend(handles, texts, loc="outside lower center", ncols=1, title=words)
     return figure, numbers
 
 

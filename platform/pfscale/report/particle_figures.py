@@ -104,8 +104,11 @@ def _by_class(
     names = next(iter(results.values())).class_names[1:]
     is_log, edges = (True, PARTICLE_PT_BINS) if variable == "pt" else (False, PARTICLE_ETA_BINS)
     label = r"$p_T$ [GeV]" if variable == "pt" else r"$\eta$"
-    figure = new_figure(width=7.4, height=2.05 * len(names) + 0.9)
-    grid = figure.subplots(len(names), len(columns), sharex=True, squeeze=False)
+    height = 2.05 * len(names) + 1.2
+    figure = new_figure(width=7.4, height=height)
+    figure.set_layout_engine("none")  # to find the best layout of so many panels takes seconds; this one is known
+    edges_of = {"left": 0.11, "right": 0.965, "bottom": 1.15 / height, "top": 1 - 0.45 / height, "hspace": 0.28, "wspace": 0.32}
+    grid = figure.subplots(len(names), len(columns), sharex=True, squeeze=False, gridspec_kw=edges_of)
     handles: dict[str, Any] = {}
     for row, name in enumerate(names):
         for axes, (what, whose, points_of) in zip(grid[row], columns, strict=True):
@@ -118,7 +121,9 @@ def _by_class(
                 axes.set_xlabel(f"{whose[0].upper()}{whose[1:]} {label}")
             axes.set_title(CLASS_LABELS.get(name, name).replace("\n", " "), fontsize=10, loc="left")
             finish_axis(axes, edges, is_log=is_log)
-    figure.suptitle(title, fontsize=12)
+            axes.minorticks_off()
+    if title:
+        figure.suptitle(title, fontsize=12)
     words = f"errors: bootstrap over events; bins with ≥ {MIN_ENTRIES} entries"
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), title=words)
+    figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=max(len(handles), 1), title=words)
     return figure, {key: {} for key in results}

@@ -27,6 +27,11 @@ _OF_EVENTS = {
 }
 
 
+def main_figures(result: EvaluationResult) -> dict[str, Drawn]:
+    """Name -> (figure, its numbers) of what is looked at first; all of them take seconds to draw."""
+    return {name: _OF_EVENTS[name](result) for name in ("jet_response", "jet_resolution_vs_pt", "met_resolution")}
+
+
 def physics_figures(result: EvaluationResult, particles: Mapping[str, ParticleResult]) -> dict[str, Drawn]:
     """Name -> (figure, its numbers): jets, missing momentum and visible energy, then particles where there are any."""
     drawn = {name: draw(result) for name, draw in _OF_EVENTS.items()}

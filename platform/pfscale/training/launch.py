@@ -21,6 +21,7 @@ from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import ray_cluster
 from pfscale.report import figures
+from pfscale.report.physics import main_figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
 from pfscale.tracking.runs import RunLogger, Tracker
@@ -143,7 +144,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     metrics["num_train_events"] = float(bundle.card["num_train_events"])
     evaluation = evaluate_on_validation(bundle, index)
     metrics |= evaluation.metrics
-    for name, (figure, numbers) in evaluation.figures().items():
+    for name, (figure, numbers) in main_figures(evaluation.result).items():
         logger.log_figure(figure, f"figures/{name}.png")
         logger.log_json(numbers, f"figures/{name}.json")
     logger.log_figure(figures.learning_curves(history, references=references(metrics))[0], "figures/learning_curves.png")

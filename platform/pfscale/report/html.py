@@ -1,0 +1,111 @@
+"""One self-contained HTML page: text, tables, figures and code, without scripts or anything that is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+from pfscale.report.style import Drawn
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure with a caption; `numbers` (JSON) can be saved from the page. `is_wide`: scrolled sideways on narrow screens."""
+
+    name: str
+    caption: str
+    svg: str
+    numbers: str
+    is_wide: bool = False
+
+    @property
+    def image(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+    @property
+    def download(self) -> str:
+        return "data:application/json;base64," + base64.b64encode(self.numbers.encode()).decode()
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """Rows of text under a header; the first column names the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class PageCode:
+    """Lines to copy; folded where they are long."""
+
+    title: str
+    text: str
+    is_folded: bool = False
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A heading, and below it in this order: paragraphs, tables, figures, code."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[PageTable] = ()
+    figures: Sequence[PageFigure] = ()
+    code: Sequence[PageCode] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: what was asked, what came out, and all that is behind it."""
+
+    title: str
+    question: str
+    answers: Sequence[str]
+    warnings: Sequence[str] = ()
+    sections: Sequence[PageSection] = field(default_factory=tuple)
+    footer: str = ""
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML; every text is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text()).render(page=page)
+
+
+def page_figure(name: str, drawn: Drawn, caption: str, *, is_wide: bool = False) -> PageFigure:
+    """A drawn figure for the page: as vectors with letters as outlines, so that it looks the same everywhere and prints sharply."""
+    figure, numbers = drawn
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # without it, the same figure gives another file every time
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return PageFigure(name, caption, buffer.getvalue(), json.dumps(numbers, indent=1, allow_nan=False), is_wide)
+
+
+def logged_figure(name: str, png: bytes, caption: str) -> PageFigure:
+    """A figure that a run has logged as PNG."""
+    encoded = base64.b64encode(png).decode()
+    svg = _svg_around(encoded, png)
+    return PageFigure(name, caption, svg, "null")
+
+
+def _svg_around(encoded: str, png: bytes) -> str:
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header that every PNG begins with
+    picture = f'<image width="{width}" height="{height}" href="data:image/png;base64,{encoded}"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">{picture}</svg>'
+
+
+def rows_of(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) rows of a mapping, without those that say nothing."""
+    return [(name, str(value)) for name, value in values.items() if value not in ("", None)]

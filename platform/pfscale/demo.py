@@ -82,7 +82,9 @@ def run_demo(output: str | Path = "pfscale-demo", *, size: DemoSize | None = Non
     with ray_cluster():  # one for all stages: to start it takes as long as a short one
         shards = _make_data(output, size, stages)
         result = _learn(output, size, shards, run, stages)
-    _figures(result)
+        with stages.stage("report on the CLD model"):
+            _figures(result)
+            _report(result, run, shards["cld"])
     _show(result, console)
     return result
 
@@ -249,6 +251,15 @@ def _figures(result: DemoResult) -> None:
         (folder / name).with_suffix(".json").write_text(json.dumps(numbers, indent=1))
 
 
+def _report(result: DemoResult, run: RunConfig, shards: Path) -> None:
+    """Writes the report of the registered CLD model to <output>/report.html."""
+    from pfscale.training.report import report
+
+    model = result.best.model
+    assert model is not None
+    report(model.uri, result.output / "report.html", shards=shards, tracking_uri=run.tracking_uri)
+
+
 def _show(result: DemoResult, console: Console) -> None:
     """The closing table and where to go from here."""
     title = "Validation events (which also chose each model's best step); ± from the bootstrap over events"
@@ -271,6 +282,7 @@ def _show(result: DemoResult, console: Console) -> None:
     models = [run.model for run in (result.pretraining, *result.transfers.values(), result.missing_momentum) if run.model]
     lines += [
         f"registered: {', '.join(m.uri for m in models)}, each with alias @candidate",
+        f"report:     {result.output / 'report.html'}",
         f"figures:    {result.output / 'figures'}",
         f"MLflow:     {result.pretraining.link}",
         f"time:       {sum(result.seconds.values()):.0f} s",

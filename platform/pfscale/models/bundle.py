@@ -42,11 +42,12 @@ def load_bundle(folder: str | Path) -> Bundle:
     """The particle-flow model in `folder`, in evaluation mode, with its normalisation.
 
     Raises:
-        InputFileError: a file is missing, it is a model of another kind, or the weights do not fit the config.
+        InputFileError: a file is missing, it is a model of another kind, the weights do not fit the config, or no normalisation was fitted.
     """
     files = read_bundle(folder, kind=MLPF_KIND)
     model = Mlpf(load_config(MlpfConfig, files.config))
     load_weights(model, files.weights, where=str(folder))
+    model.encoder.standardise.require_fitted(where=str(folder))
     return Bundle(model.eval(), files.card)
 
 

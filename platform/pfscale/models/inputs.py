@@ -28,8 +28,9 @@ def require_momenta(features: NDArray[np.float32], event: NDArray, *, prefix: st
     column = int(np.flatnonzero(~is_finite[bad[0]])[0])
     element = int(bad[0] - np.flatnonzero(event == event[bad[0]])[0])
     names = " or ".join(dict.fromkeys((TRACK_FEATURES[column], CLUSTER_FEATURES[column])))
+    value = features[bad[0], column]
     raise InputFileError(
-        f"{len(bad)} of {len(features)} elements have no finite momentum (first: {names} of element {element} is {features[bad[0], column]})",
+        f"{len(bad)} of {len(features)} elements have no finite momentum; the first: {names} of element {element} is {value}",
         where=f"{prefix}{event[bad[0]]}",
         hint="pt, eta and phi of a track or cluster must be known; other features may be NaN: missing",
     )

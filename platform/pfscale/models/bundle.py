@@ -77,6 +77,8 @@ def read_bundle(folder: str | Path, *, kind: str) -> BundleFiles:
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (ValueError, safetensors.SafetensorError) as error:
         raise InputFileError(f"the model folder is damaged ({error})", where=str(folder)) from None
+    if not isinstance(card, dict):
+        raise InputFileError(f"the model folder is damaged ({CARD} holds no fields)", where=str(folder))
     if card.get("kind") != kind:
         raise InputFileError(
             f"a model of kind '{card.get('kind')}', not '{kind}'", where=str(folder), hint="pfscale models list shows what there is"

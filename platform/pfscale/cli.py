@@ -395,6 +395,21 @@ def reconstruct(
     out.print(result.summary(), markup=False)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder")],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards to compare on")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", parser=local_folder, help="file to write")] = Path("model.onnx"),
+    num_events: Annotated[int, typer.Option(help="events to compare on, 100 or more")] = 200,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """The model as an ONNX file for onnxruntime, compared with the model itself; added to the registry where the model is from there."""
+    from pfscale.training.export import export_model
+
+    result = export_model(model, shards, output=output, num_events=num_events, tracking_uri=tracking_uri)
+    out.print(result.summary(), markup=False)
+
+
 @models_app.command("list")
 def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
     """Every version of every registered model."""

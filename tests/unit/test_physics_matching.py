@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,12 @@ jets = st.lists(st.tuples(st.integers(0, 3), st.integers(-4, 4), st.integers(-4,
 
 def brute_force(reco: np.ndarray, gen: np.ndarray, max_delta_r: float) -> set[tuple[int, int]]:
     """Greedy by distance, one event and one pair at a time."""
-    pairs = [(float(deltaR(r[1], r[2], g[1], g[2])), i, j) for i, r in enumerate(reco) for j, g in enumerate(gen) if r[0] == g[0]]
+    pairs = [
+        (math.hypot(r[1] - g[1], math.remainder(r[2] - g[2], math.tau)), i, j)
+        for i, r in enumerate(reco)
+        for j, g in enumerate(gen)
+        if r[0] == g[0]
+    ]
     used_reco: set[int] = set()
     used_gen: set[int] = set()
     matched = set()
@@ -33,8 +40,8 @@ def brute_force(reco: np.ndarray, gen: np.ndarray, max_delta_r: float) -> set[tu
 @given(reco=jets, gen=jets)
 def test_matching_is_the_greedy_one_to_one_matching(reco: list, gen: list) -> None:
     """Would catch a jet used twice, matches across events, and ties decided by chance (the grid makes many)."""
-    r = np.array(reco, float).reshape(-1, 3) * [1, 0.03, 0.03]
-    g = np.array(gen, float).reshape(-1, 3) * [1, 0.03, 0.03]
+    r = np.array(reco, float).reshape(-1, 3) * [1, 1 / 32, 1 / 32]  # distances without rounding: ties are ties
+    g = np.array(gen, float).reshape(-1, 3) * [1, 1 / 32, 1 / 32]
     found = match_jets(
         num_events=4,
         reco_event=r[:, 0].astype(int), reco_eta=r[:, 1], reco_phi=r[:, 2],
@@ -44,12 +51,21 @@ def test_matching_is_the_greedy_one_to_one_matching(reco: list, gen: list) -> No
     assert len(set(found.reco)) == len(set(found.gen)) == len(found)
     assert (np.diff(found.gen) > 0).all()
     assert (found.delta_r < 0.1).all()
+    np.testing.assert_allclose(found.delta_r, deltaR(r[found.reco, 1], r[found.reco, 2], g[found.gen, 1], g[found.gen, 2]), atol=1e-14)
 
 
 def test_matching_across_the_seam_in_phi() -> None:
     """Would catch a difference of phi that is not wrapped."""
     found = match_jets(num_events=1, reco_event=[0], reco_eta=[0.0], reco_phi=[3.13], gen_event=[0], gen_eta=[0.0], gen_phi=[-3.13])
     assert len(found) == 1
+
+
+def test_directions_that_are_not_finite_match_nothing_and_an_unknown_event_is_refused() -> None:
+    """Would catch a candidate on the beam axis that takes a jet, and rows read beyond the last event."""
+    directions = {"reco_eta": [np.inf, np.nan, 0.0], "reco_phi": [0.0, 0.0, np.nan], "gen_eta": [np.inf, 0.0], "gen_phi": [0.0, 0.0]}
+    assert len(match_jets(num_events=1, reco_event=[0, 0, 0], gen_event=[0, 0], **directions)) == 0
+    with pytest.raises(ValueError, match="event index 1"):
+        match_jets(num_events=1, reco_event=[0, 0, 1], gen_event=[0, 0], **directions)
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.floats(-100, 100))

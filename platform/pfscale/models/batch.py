@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pfscale.models.inputs import require_momenta
 from pfscale.shards.ragged import RaggedEvents
 
 
@@ -27,6 +28,8 @@ class Batch:
         offsets_E1: (E + 1,) int32, the same as running sums on the device; the elements of event i are offsets[i]:offsets[i + 1].
         targets: field -> (T,) float32; empty without truth.
         rows: (E,) position of each event in the RaggedEvents it came from, on the host.
+        event_T: event of each element, only where a graph is traced (`traced_batch`); it then stands for lengths and offsets, which a graph
+            for any number of elements must not depend on.
     """
 
     features_TF: Tensor
@@ -35,6 +38,7 @@ class Batch:
     offsets_E1: Tensor
     targets: dict[str, Tensor]
     rows: NDArray[np.int64]
+    event_T: Tensor | None = None
 
     @property
     def num_events(self) -> int:
@@ -56,15 +60,26 @@ class Batch:
 
 
 def collate(events: RaggedEvents, rows: NDArray[np.integer]) -> Batch:
-    """The batch of the given events, in that order (`rows` index into `events`)."""
+    """The batch of the given events, in that order (`rows` index into `events`).
+
+    Raises:
+        InputFileError: the momentum of an element is not finite.
+    """
     lengths = events.lengths[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     source = np.repeat(events.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    features = events.features[source]
+    require_momenta(features, np.repeat(events.uid[rows], lengths), prefix="event uid:")
     return Batch(
-        features_TF=torch.from_numpy(events.features[source]),
+        features_TF=torch.from_numpy(features),
         is_track_T=torch.from_numpy(events.is_track[source]),
         lengths=tuple(lengths.tolist()),
         offsets_E1=torch.from_numpy(offsets.astype(np.int32)),
         targets={name: torch.from_numpy(values[source]) for name, values in events.targets.items()},
         rows=rows.astype(np.int64),
     )
+
+
+def traced_batch(features_TF: Tensor, is_track_T: Tensor, event_T: Tensor) -> Batch:
+    """A batch for tracing a graph that takes any number of elements; event_T: (T,) int64, equal for the elements of one event."""
+    return Batch(features_TF, is_track_T, (), event_T.new_zeros(1), {}, np.zeros(0, np.int64), event_T)

@@ -42,11 +42,12 @@ def load_bundle(folder: str | Path) -> Bundle:
     """The particle-flow model in `folder`, in evaluation mode, with its normalisation.
 
     Raises:
-        InputFileError: a file is missing, it is a model of another kind, or the weights do not fit the config.
+        InputFileError: a file is missing, it is a model of another kind, the weights do not fit the config, or no normalisation was fitted.
     """
     files = read_bundle(folder, kind=MLPF_KIND)
     model = Mlpf(load_config(MlpfConfig, files.config))
     load_weights(model, files.weights, where=str(folder))
+    model.encoder.standardise.require_fitted(where=str(folder))
     return Bundle(model.eval(), files.card)
 
 
@@ -76,6 +77,8 @@ def read_bundle(folder: str | Path, *, kind: str) -> BundleFiles:
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (ValueError, safetensors.SafetensorError) as error:
         raise InputFileError(f"the model folder is damaged ({error})", where=str(folder)) from None
+    if not isinstance(card, dict):
+        raise InputFileError(f"the model folder is damaged ({CARD} holds no fields)", where=str(folder))
     if card.get("kind") != kind:
         raise InputFileError(
             f"a model of kind '{card.get('kind')}', not '{kind}'", where=str(folder), hint="pfscale models list shows what there is"

@@ -151,6 +151,8 @@ class Encoder(nn.Module):
     def _embed(self, batch: Batch) -> Tensor:
         values, missing = self.standardise(batch.features_TF, batch.is_track_T)
         inputs = torch.cat([values, missing], -1)
+        if batch.event_T is not None:  # traced: how many tracks there are is not known
+            return torch.where(batch.is_track_T[:, None], self.embed_track(inputs), self.embed_cluster(inputs))
         tracks, clusters = batch.is_track_T.nonzero()[:, 0], (~batch.is_track_T).nonzero()[:, 0]
         embedded = torch.cat([self.embed_track(inputs[tracks]), self.embed_cluster(inputs[clusters])])
         return embedded.index_select(0, torch.cat([tracks, clusters]).argsort())

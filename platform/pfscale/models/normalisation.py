@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pfscale.errors import InputFileError
 from pfscale.shards.ragged import CLUSTER_FEATURES, NUM_FEATURES, TRACK_FEATURES
 
 MAX_STANDARDISED = 10.0  # beyond this a value is an outlier of the training data; the network sees that and no more
@@ -57,7 +58,7 @@ _KINDS = {"linear": 0, "log": 1, "asinh": 2}
 class Standardise(nn.Module):
     """Raw element features -> (standardised features, missing flags), both of width F, type by type.
 
-    Rows of the constants: 0 clusters, 1 tracks. Until `fit` is called the mean is 0 and the width 1.
+    Rows of the constants: 0 clusters, 1 tracks. Until `fit` is called the mean is 0 and the width 1. Infinite counts as missing.
     """
 
     kind_2F: Tensor
@@ -96,6 +97,22 @@ class Standardise(nn.Module):
             spread = np.sqrt(np.nansum((sample - mean) ** 2, 0) / np.maximum(known, 1))
             self.mean_2F[row] = torch.from_numpy(mean).float()
             self.std_2F[row] = torch.from_numpy(np.where(spread > 1e-6, spread, 1.0)).float()
+
+    def require_fitted(self, *, where: str) -> None:
+        """Checks that the constants were fitted to data, or loaded from a model whose were.
+
+        Raises:
+            InputFileError: they are as at the start, not finite, or a width is not positive.
+        """
+        mean, std = self.mean_2F, self.std_2F
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise InputFileError("the input normalisation of the model is damaged: a mean or width is not a number", where=where)
+        if not mean.any() and bool((std == 1).all()):
+            raise InputFileError(
+                "the model has no input normalisation: it was saved before its constants were fitted",
+                where=where,
+                hint="pfscale pretrain fits them; in a program: model.encoder.standardise.fit(features, is_track) before saving",
+            )
 
     def forward(self, features: Tensor, is_track: Tensor) -> tuple[Tensor, Tensor]:
         row = is_track.long()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numba import njit
+from numpy.typing import ArrayLike
 
-from pfscale.physics.kinematics import Floats, deltaR
-from pfscale.physics.ragged import Indices, pairs_within_events
+from pfscale.physics.kinematics import Floats
+from pfscale.physics.ragged import Indices
 
 MATCH_MAX_DELTA_R = 0.1
 
@@ -39,32 +41,103 @@ def match_jets(
     """The one-to-one matches within `max_delta_r`: globally greedy, the closest pair of an event first, then the closest of what is left.
 
     Greedy rather than optimal assignment: with R = 0.4 two partners within 0.1 are rare, and no match depends on a far jet. Equal distances
-    are decided by row order (reconstructed jets first). All events advance together: each round takes every pair that is the closest for
-    both its jets, which is the greedy order because such a pair cannot lose either jet to a closer one.
+    are decided by row order (reconstructed jets first). Rows may be in any order of events. A direction that is not finite matches nothing.
+
+    Raises:
+        ValueError: an event is not below `num_events`.
     """
-    reco_event_N, gen_event_M = np.asarray(reco_event, np.int64), np.asarray(gen_event, np.int64)
-    reco, gen = pairs_within_events(reco_event_N, gen_event_M, num_events=num_events)
-    distance = deltaR(np.asarray(reco_eta)[reco], np.asarray(reco_phi)[reco], np.asarray(gen_eta)[gen], np.asarray(gen_phi)[gen])
-    near = np.flatnonzero(distance < max_delta_r)
-    near = near[np.argsort(distance[near], kind="stable")]
-    reco, gen, distance = reco[near], gen[near], distance[near]
+    reco_order, reco_start = _by_event(reco_event, num_events)
+    gen_order, gen_start = _by_event(gen_event, num_events)
+    reco_of_gen, square = np.full(gen_start[-1], -1, np.int64), np.empty(gen_start[-1])
+    most_pairs = int(np.max(np.diff(reco_start) * np.diff(gen_start), initial=0))
+    pair_reco, pair_gen, pair_square = np.empty(most_pairs, np.int64), np.empty(most_pairs, np.int64), np.empty(most_pairs)
+    _closest_first(
+        reco_start,
+        _ordered(reco_eta, reco_order),
+        _ordered(reco_phi, reco_order),
+        gen_start,
+        _ordered(gen_eta, gen_order),
+        _ordered(gen_phi, gen_order),
+        max_delta_r,
+        pair_reco,
+        pair_gen,
+        pair_square,
+        reco_of_gen,
+        square,
+    )
+    gen = np.flatnonzero(reco_of_gen >= 0)
+    reco, distance = reco_of_gen[gen], np.sqrt(square[gen])
+    if reco_order is not None:
+        reco = reco_order[reco]
+    if gen_order is not None:
+        gen = gen_order[gen]
+        ascending = np.argsort(gen)
+        reco, gen, distance = reco[ascending], gen[ascending], distance[ascending]
+    return Matches(reco, gen, distance)
 
-    taken: list[NDArray[np.bool_]] = []
-    rows = np.arange(len(reco))  # pairs still open, closest first
-    while len(rows):
-        is_closest = (_first_of(reco, rows, len(reco_event_N)) == rows) & (_first_of(gen, rows, len(gen_event_M)) == rows)
-        chosen = rows[is_closest]
-        taken.append(chosen)
-        reco_used, gen_used = np.zeros(len(reco_event_N), np.bool_), np.zeros(len(gen_event_M), np.bool_)
-        reco_used[reco[chosen]], gen_used[gen[chosen]] = True, True
-        rows = rows[~reco_used[reco[rows]] & ~gen_used[gen[rows]]]
-    pairs = np.concatenate(taken) if taken else rows
-    pairs = pairs[np.argsort(gen[pairs])]
-    return Matches(reco[pairs], gen[pairs], distance[pairs])
+
+def _by_event(event: ArrayLike, num_events: int) -> tuple[Indices | None, Indices]:
+    """(order of the rows by event, None: they are in it; first row of each event in that order and, last, the number of rows)."""
+    event_N = np.asarray(event, np.int64)
+    counts = np.bincount(event_N, minlength=num_events)
+    if len(counts) > num_events:
+        raise ValueError(f"event index {len(counts) - 1} in a batch of {num_events} events")
+    is_ordered = bool((event_N[1:] >= event_N[:-1]).all())
+    return None if is_ordered else np.argsort(event_N, kind="stable"), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _first_of(jet: Indices, rows: Indices, num_jets: int) -> Indices:
-    """For each open pair, the first open pair of the same jet."""
-    first = np.empty(num_jets, np.int64)
-    first[jet[rows[::-1]]] = rows[::-1]  # the last assignment, the first row, stays
-    return first[jet[rows]]
+def _ordered(values: ArrayLike, order: Indices | None) -> Floats:
+    values_N = np.ascontiguousarray(values, np.float64)
+    return values_N if order is None else values_N[order]
+
+
+@njit(cache=True)
+def _closest_first(
+    reco_start: Indices,
+    reco_eta: Floats,
+    reco_phi: Floats,
+    gen_start: Indices,
+    gen_eta: Floats,
+    gen_phi: Floats,
+    max_delta_r: float,
+    pair_reco: Indices,
+    pair_gen: Indices,
+    pair_square: Floats,
+    reco_of_gen: Indices,
+    square_of_gen: Floats,
+) -> None:  # pragma: no cover  (compiled)
+    """Fills in the row of the reconstructed jet of each gen jet and their squared distance, for rows in order of events.
+
+    Compiled, because most pairs of an event are far apart in eta alone: nothing is stored for them, where numpy would make arrays of all.
+    `pair_*` are room for the pairs of an event.
+    """
+    num_events, pi, max_square = len(gen_start) - 1, math.pi, max_delta_r * max_delta_r
+    for event in range(num_events):
+        num_pairs = 0
+        for i in range(reco_start[event], reco_start[event + 1]):
+            eta, phi = reco_eta[i], reco_phi[i]
+            for j in range(gen_start[event], gen_start[event + 1]):
+                delta_eta = eta - gen_eta[j]
+                if not abs(delta_eta) < max_delta_r:
+                    continue
+                delta_phi = phi - gen_phi[j]
+                if abs(delta_phi) > pi:  # a remainder takes as long as all the rest
+                    delta_phi = (delta_phi + pi) % (2.0 * pi) - pi
+                square = delta_eta * delta_eta + delta_phi * delta_phi
+                if square < max_square:
+                    pair_reco[num_pairs], pair_gen[num_pairs], pair_square[num_pairs] = i, j, square
+                    num_pairs += 1
+        while num_pairs:
+            closest = 0  # the first of equal ones
+            for pair in range(1, num_pairs):
+                if pair_square[pair] < pair_square[closest]:
+                    closest = pair
+            reco, gen = pair_reco[closest], pair_gen[closest]
+            reco_of_gen[gen], square_of_gen[gen] = reco, pair_square[closest]
+            num_open = 0
+            for pair in range(num_pairs):
+                if pair_reco[pair] != reco and pair_gen[pair] != gen:
+                    pair_reco[num_open], pair_gen[num_open] = pair_reco[pair], pair_gen[pair]
+                    pair_square[num_open] = pair_square[pair]
+                    num_open += 1
+            num_pairs = num_open

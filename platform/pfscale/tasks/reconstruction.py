@@ -26,6 +26,9 @@ from pfscale.shards.schema import CLASSES
 CLASS_PDG = np.array([0, *(int(name) for name in CLASSES[1:])], np.int32)
 _NEUTRAL, _LEPTONS = (130, 22), (11, 13)
 _NEUTRAL_CLASSES = torch.tensor([CLASSES.index(str(pdg)) for pdg in _NEUTRAL])
+# class index, charge + 1 -> PDG code: 211 is positive, but 11 and 13 are negative leptons; without a charge the class's own.
+_SIGNED_PDG = np.stack([-CLASS_PDG, CLASS_PDG, CLASS_PDG], 1)
+_SIGNED_PDG[np.isin(CLASS_PDG, _LEPTONS)] *= np.array([-1, 1, -1], np.int32)
 LOSS_TERMS = ("presence", "class", "charge", "pt", "energy", "eta", "phi")
 _MIN_MOMENTUM = 1e-3  # GeV; below it logarithms of momenta are cut off
 _MAX_ETA = 10.0  # 0.1 mrad from the beam: inside every beam pipe
@@ -120,32 +123,53 @@ def loss_terms(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig)
     return {"presence": (config.presence_weight * presence).sum(), **of_particles}
 
 
-def predict(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> Candidates:
-    """The candidates of a batch: elements whose presence probability passes the threshold; `event` is the row of the source events."""
+@dataclass(frozen=True)
+class ElementParticles:
+    """What the model says of every element, candidate or not; tensors of shape (T,), scores (T, 6).
+
+    Attributes:
+        is_candidate: bool, whether the presence probability passes the threshold.
+        scores: probabilities of CLASSES.
+        charge, pdg: int8 and int32, of the likeliest particle class; a charged one has the likelier sign.
+        momentum: GeV.
+    """
+
+    is_candidate: Tensor
+    scores: Tensor
+    charge: Tensor
+    pdg: Tensor
+    momentum: Momentum
+
+
+def describe(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> ElementParticles:
+    """The physical meaning of the outputs, in tensors only: what `predict` selects from, and what an exported graph gives."""
     probability = outputs.presence_T.sigmoid()
     scores = torch.cat([1 - probability[:, None], probability[:, None] * outputs.class_TC.softmax(-1)], -1)
-    kept = probability > config.threshold
-    four = momentum(outputs, batch)
+    best = outputs.class_TC.argmax(-1) + 1
+    sign = torch.where(outputs.charge_T3[:, 2] >= outputs.charge_T3[:, 0], 1, -1)
+    charge = torch.where((best[:, None] == _NEUTRAL_CLASSES.to(best.device)).any(-1), 0, sign)
+    pdg = torch.from_numpy(_SIGNED_PDG).to(best.device)[best, charge + 1]
+    return ElementParticles(probability > config.threshold, scores, charge.to(torch.int8), pdg, momentum(outputs, batch))
+
+
+def predict(outputs: MlpfOutputs, batch: Batch, config: ReconstructionConfig) -> Candidates:
+    """The candidates of a batch: elements whose presence probability passes the threshold; `event` is the row of the source events."""
+    found = describe(outputs, batch, config)
+    kept, four = found.is_candidate, found.momentum
     pt, eta = four.pt[kept], four.eta[kept]
-    pdg = CLASS_PDG[1:][outputs.class_TC[kept].argmax(-1).numpy(force=True)]
-    charge = outputs.charge_T3[kept].argmax(-1).numpy(force=True).astype(np.int8) - 1
-    is_neutral = np.isin(pdg, _NEUTRAL)
-    # A charged class needs a sign: the more likely of the two.
-    sign = np.where((outputs.charge_T3[kept][:, 2] >= outputs.charge_T3[kept][:, 0]).numpy(force=True), 1, -1).astype(np.int8)
-    charge = np.where(is_neutral, 0, np.where(charge == 0, sign, charge)).astype(np.int8)
     lengths, positions = np.asarray(batch.lengths, np.int64), kept.nonzero()[:, 0].numpy(force=True)
     event = np.repeat(np.arange(batch.num_events), lengths)[positions]
     return Candidates(
         event=batch.rows[event],
         element_index=positions - (np.cumsum(lengths) - lengths)[event],
         is_track=batch.is_track_T[kept].numpy(force=True),
-        pdg=_signed_pdg(pdg, charge),
-        charge=charge,
+        pdg=found.pdg[kept].numpy(force=True),
+        charge=found.charge[kept].numpy(force=True),
         px=(pt * four.cos_phi[kept]).numpy(force=True),
         py=(pt * four.sin_phi[kept]).numpy(force=True),
         pz=(pt * torch.sinh(eta)).numpy(force=True),
         energy=four.energy[kept].numpy(force=True),
-        scores=scores[kept].numpy(force=True),
+        scores=found.scores[kept].numpy(force=True),
     )
 
 
@@ -156,13 +180,12 @@ def target_candidates(
     kept = targets["class"] > 0
     t = {name: values[kept].astype(np.float64) for name, values in targets.items()}
     classes = t["class"].astype(int)
-    pdg = CLASS_PDG[classes]
-    charge = np.where(np.isin(pdg, _NEUTRAL), 0, t["charge"]).astype(np.int8)
+    charge = np.where(np.isin(CLASS_PDG[classes], _NEUTRAL), 0, t["charge"]).astype(np.int8)
     return Candidates(
         event=event[kept],
         element_index=element_index[kept],
         is_track=is_track[kept],
-        pdg=_signed_pdg(pdg, charge),
+        pdg=_SIGNED_PDG[classes, np.sign(charge) + 1],
         charge=charge,
         px=(t["pt"] * t["cos_phi"]).astype(np.float32),
         py=(t["pt"] * t["sin_phi"]).astype(np.float32),
@@ -170,12 +193,6 @@ def target_candidates(
         energy=t["energy"].astype(np.float32),
         scores=np.eye(len(CLASSES), dtype=np.float32)[classes],
     )
-
-
-def _signed_pdg(pdg: NDArray[np.int32], charge: NDArray[np.int8]) -> NDArray[np.int32]:
-    """PDG codes with the sign of the charge: 211 positive, but 11 and 13 negative leptons."""
-    is_lepton = np.isin(pdg, _LEPTONS)
-    return np.where(charge == 0, pdg, np.where(is_lepton, -charge, charge) * pdg).astype(np.int32)
 
 
 def _log(x: Tensor) -> Tensor:

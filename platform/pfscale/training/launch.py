@@ -32,6 +32,7 @@ from pfscale.training.guard import explained_death
 from pfscale.training.loop import LoopInputs, model_weights, run_loop
 from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
+from pfscale.training.pyfunc import PYFUNC
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.stopping import stop_on_sigterm
@@ -292,7 +293,7 @@ def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes
         before = resolve(tracker.uri, f"{name}@candidate")
     except ModelNotFoundError:
         before = None
-    version = register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags)
+    version = register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags, pyfunc=PYFUNC)
     if before is not None and before.version < version.version:
         notes.append(f"{name}@candidate was version {before.version} (validation loss {before.tags.get('validation_loss', 'unknown')})")
     return version

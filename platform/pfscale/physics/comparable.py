@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -40,11 +41,7 @@ _BEST: dict[str, Best] = {
     "visible_mass_ratio_iqr": "lower",
     VALIDATION_LOSS: "lower",
 }
-_BEST |= {
-    f"jet_response_{name}_pt_{low:.0f}_{high:.0f}": best
-    for low, high in zip(PT_BINS, PT_BINS[1:], strict=False)
-    for name, best in _RESPONSE.items()
-}
+_BEST |= {f"jet_response_{name}_pt_{low:.0f}_{high:.0f}": best for low, high in pairwise(PT_BINS) for name, best in _RESPONSE.items()}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ The definitions are those of `pfscale.physics.evaluation`, value for value and e
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +52,7 @@ def _jets(particles: Candidates, gen: GenReference, bootstrap: EventBootstrap) -
         "jet_matched_fraction": _ratio(num_matched, num_gen, bootstrap),
         "jet_spurious_fraction": _ratio(num_reco - num_matched, num_reco, bootstrap),
     }
-    for low, high in zip(PT_BINS, PT_BINS[1:], strict=False):
+    for low, high in pairwise(PT_BINS):
         members = (gen_pt >= low) & (gen_pt < high)
         in_bin = _Spread(pt[members], event[members], bootstrap)
         found[f"jet_response_median_pt_{low:.0f}_{high:.0f}"] = in_bin.median

@@ -103,9 +103,7 @@ def resolve(tracking_uri: str, reference: str) -> ModelVersion:
         ModelNotFoundError: no such model, version or alias; lists what exists, nearest first.
         TrackingError: the store cannot be reached.
     """
-    uri = resolve_uri(tracking_uri)
-    require_store(uri, create=False)
-    client = open_client(uri)
+    client, uri = _opened(tracking_uri)
     with tracking_errors(uri):
         match = _REFERENCE.match(reference)
         names = [model.name for model in client.search_registered_models(max_results=1000)]
@@ -158,16 +156,38 @@ def list_models(tracking_uri: str) -> list[ModelVersion]:
     Raises:
         TrackingError: the store cannot be reached.
     """
+    client, uri = _opened(tracking_uri)
+    with tracking_errors(uri):
+        names = sorted(model.name for model in client.search_registered_models(max_results=1000))
+        return [version for name in names for version in _versions(client, uri, name)]
+
+
+def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
+    """Every version of one registered model, newest first.
+
+    Raises:
+        ModelNotFoundError: no such model; lists what exists, nearest first.
+        TrackingError: the store cannot be reached.
+    """
+    client, uri = _opened(tracking_uri)
+    with tracking_errors(uri):
+        names = [model.name for model in client.search_registered_models(max_results=1000)]
+        if name not in names:
+            raise ModelNotFoundError("no such model", where=name, hint=_known_models(client, uri, name, names))
+        return _versions(client, uri, name)
+
+
+def _opened(tracking_uri: str) -> tuple[MlflowClient, str]:
+    """(client, resolved address) of a store that exists."""
     uri = resolve_uri(tracking_uri)
     require_store(uri, create=False)
-    client = open_client(uri)
-    with tracking_errors(uri):
-        versions: list[ModelVersion] = []
-        for name in sorted(model.name for model in client.search_registered_models(max_results=1000)):
-            aliases = _aliases(client, name)
-            found = client.search_model_versions(f"name = '{name}'", max_results=1000)
-            versions += sorted((_convert(v, uri, aliases) for v in found), key=lambda v: -v.version)
-    return versions
+    return open_client(uri), uri
+
+
+def _versions(client: MlflowClient, uri: str, name: str) -> list[ModelVersion]:
+    aliases = _aliases(client, name)
+    found = client.search_model_versions(f"name = '{name}'", max_results=1000)
+    return sorted((_convert(v, uri, aliases) for v in found), key=lambda v: -v.version)
 
 
 def weights_digest(bundle: Path) -> str:

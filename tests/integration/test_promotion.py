@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from pfscale import cli
+from pfscale.config import RunConfig
 from pfscale.errors import InputFileError, NotBetterError, PfscaleError, ShardError
 from pfscale.physics.comparable import find_metric
 from pfscale.tracking.card import CARD_FILE
 from pfscale.tracking.champion import champion_history
+from pfscale.tracking.describe import describe
 from pfscale.tracking.registry import download, resolve
 from pfscale.training.comparison import compare
+from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.evaluate import evaluate
+from pfscale.training.finetune import FinetuneConfig, finetune
 from pfscale.training.promotion import promote
 from registry_models import trained
 
@@ -150,6 +154,26 @@ def test_the_card_is_in_the_folder_and_on_mlflows_page(registry: str) -> None:
     assert version.description == text
     assert "# mlpf-cld" in text
     assert "Trained from random weights" in text
+
+
+def test_a_transferred_model_tells_its_whole_origin(registry: str, shards: Path, tmp_path: Path) -> None:
+    """Would catch a card of a transfer that names its parent only, or `models show` that forgets it."""
+    config = FinetuneConfig(
+        backbone=GOOD,
+        mode="heads",
+        engine=TorchEngineConfig(),
+        optimisation=OptimisationConfig(num_steps=2, evaluate_every=2),
+        data=DataConfig(shards=str(shards), num_events=64, tokens_per_step=512),
+        register_as="mlpf-transferred",
+        run=RunConfig(storage=str(tmp_path / "runs"), tracking_uri=registry, num_workers=0),
+    )
+    version = finetune(config).model
+    assert version is not None
+    lineage = version.description.partition("## Lineage")[2]
+    assert "models:/mlpf-cld/2: pretrain, 480 events of cld" in lineage
+    shown = describe(registry, version.uri)
+    assert "mlpf-transferred/1: finetune from models:/mlpf-cld/2, 64 events of cld" in shown
+    assert "models:/mlpf-cld/2: pretrain" in shown.partition("lineage, newest first")[2]
 
 
 def test_the_commands_say_it_in_words(registry: str, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

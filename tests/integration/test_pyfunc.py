@@ -150,3 +150,23 @@ def test_wrong_tables_are_refused(model: PyfuncModel, table: pd.DataFrame, chang
     """Would catch candidates with NaN momenta, or of features that were guessed, where a table lacks something."""
     with pytest.raises(InputTableError, match=message):
         model.predict(change(table))  # type: ignore[arg-type]
+
+
+def test_what_mlflow_itself_refuses_is_told_by_name(registry: str, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a signature that lets a table without events through, or a parameter with a typo that is ignored."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    loaded = mlflow.pyfunc.load_model(REFERENCE)
+    with pytest.raises(MlflowException, match="event"):
+        loaded.predict(table.drop(columns="event"))
+    with pytest.raises(MlflowException, match="num_hits"):
+        loaded.predict(table.assign(num_hits="many"))
+    with pytest.raises(InputTableError, match="no column pt"):
+        loaded.predict(table.drop(columns="pt"))
+    expected = loaded.predict(table)
+    narrow = table.assign(elemtype=table["elemtype"].astype("uint8"), pt=table["pt"].astype("float64"))
+    narrow = narrow.assign(event=pd.factorize(table["event"])[0].astype("int32"), mine="not asked for")
+    got = loaded.predict(narrow)
+    assert (got.drop(columns="event") == expected.drop(columns="event")).all(axis=None)

@@ -50,6 +50,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", parser=local_folder, help="folder to write")]
 Detector = Annotated[str, typer.Option(help="clic or cld; its table names collections, field and calorimeters")]
 Workers = Annotated[int, typer.Option(min=0, help="parallel processes; 0: one for each CPU")]
+EventShards = Annotated[str | None, typer.Option("--shards", metavar="SHARDS", help="run both on these; default: by their model cards")]
+Sigmas = Annotated[float, typer.Option(help="standard deviations of the difference that count as better")]
 TrackingUri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking and registry address")]
 
 
@@ -412,16 +414,17 @@ def export(
 
 @models_app.command("list")
 def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
-    """Every version of every registered model."""
+    """Every version of every registered model, with its aliases and the metrics of note."""
     from rich.table import Table
 
     from pfscale.tracking.registry import list_models
 
-    table = Table("model", "alias", "registered", "verb", "parent", "events", "validation loss", "simulation")
+    tags = ("verb", "parent", "events", "validation_loss", "jet_response_iqr_over_median", "met_resolution", "simulation")
+    headers = ("verb", "parent", "events", "validation loss", "jet IQR/median", "MET σ [GeV]", "simulation")
+    table = Table("model", "alias", "registered", *headers)
     for version in list_models(tracking_uri):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(version.created))
-        known = (version.tags.get(key, "") for key in ("verb", "parent", "events", "validation_loss", "simulation"))
-        table.add_row(version.uri, ", ".join(version.aliases), made, *known)
+        table.add_row(version.uri, ", ".join(version.aliases), made, *(version.tags.get(key, "") for key in tags))
     out.print(table if table.row_count else "no model is registered; pfscale pretrain registers one")
 
 
@@ -429,15 +432,56 @@ def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
 def models_show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="name@alias or name/3")], tracking_uri: TrackingUri = DEFAULT_TRACKING_URI
 ) -> None:
-    """What one version is: its tags, files and model card."""
-    from pfscale.tracking.registry import download, resolve
+    """What one version is: its model card, metrics, lineage and the champions of its model."""
+    from pfscale.tracking.describe import describe
 
-    version = resolve(tracking_uri, name)
-    folder = download(version)
-    lines = [version.uri, f"aliases: {', '.join(version.aliases) or 'none'}", f"run: {version.run_id}", f"files: {folder}"]
-    lines += [f"{key}: {value}" for key, value in sorted(version.tags.items())]
-    card = folder / "model_card.json"
-    out.print("\n".join([*lines, *([card.read_text()] if card.is_file() else [])]), markup=False)
+    out.print(describe(tracking_uri, name), markup=False)
+
+
+@models_app.command("compare")
+def models_compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="name@alias, name/3 or a model folder")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same")],
+    shards: EventShards = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    sigmas: Sigmas = 1.0,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """Model B against model A, metric by metric, with the error of each difference."""
+    from pfscale.training.comparison import compare
+
+    with _progress(f"compare {a} and {b}") as progress:
+        comparison = compare(a, b, shards=shards, split=split, tracking_uri=tracking_uri, progress=progress)
+    out.print(comparison.table(sigmas))
+
+
+@models_app.command("promote")
+def models_promote(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name@candidate or name/3")],
+    shards: EventShards = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    metric: Annotated[str, typer.Option(help="what it must be better by; models compare lists them")] = "jet_response_iqr_over_median",
+    sigmas: Sigmas = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="promote it in any case; needs --reason")] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="kept with the version")] = "",
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """Makes a version the @champion of its model, if it is better than the present one by more than the uncertainty."""
+    from pfscale.training.promotion import promote
+
+    with _progress(f"promote {name}") as progress:
+        promotion = promote(
+            name,
+            shards=shards,
+            split=split,
+            metric=metric,
+            sigmas=sigmas,
+            force=force,
+            reason=reason,
+            tracking_uri=tracking_uri,
+            progress=progress,
+        )
+    out.print(promotion.summary(), markup=False)
 
 
 @config_app.command("show")

@@ -49,6 +49,10 @@ class InputFileError(PfscaleError):
     """An input file that is missing, unreadable, of the wrong kind, or lacks what is needed."""
 
 
+class InputTableError(PfscaleError):
+    """A table of elements that lacks columns, or holds values that no element has."""
+
+
 class UnknownNameError(PfscaleError):
     """A name that is in none of our tables: detector, process, task, mode, ..."""
 
@@ -75,6 +79,10 @@ class TrackingError(PfscaleError):
 
 class ModelNotFoundError(PfscaleError):
     """No such model, version or alias in the registry."""
+
+
+class NotBetterError(PfscaleError):
+    """A candidate that is not better than the champion by more than the uncertainty, or cannot be shown to be."""
 
 
 class TrainingError(PfscaleError):

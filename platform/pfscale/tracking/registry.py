@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from pfscale.errors import ModelNotFoundError, TrackingError, closest
+from pfscale.tracking.flavour import Pyfunc, write_mlmodel
 from pfscale.tracking.runs import Tracker
 from pfscale.tracking.store import open_client, require_store, resolve_uri, shown, tracking_errors
 
@@ -41,6 +42,7 @@ class ModelVersion:
     aliases: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     created: float = 0.0  # seconds since 1970
+    description: str = ""
 
     @property
     def uri(self) -> str:
@@ -49,11 +51,23 @@ class ModelVersion:
 
 
 def register_model(
-    tracker: Tracker, *, run_id: str, bundle: Path, name: str, alias: str = "candidate", tags: Mapping[str, str] | None = None
+    tracker: Tracker,
+    *,
+    run_id: str,
+    bundle: Path,
+    name: str,
+    alias: str = "candidate",
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+    pyfunc: Pyfunc | None = None,
 ) -> ModelVersion:
     """The version of `name` that holds `bundle`: uploaded to its run and given the alias; the same run and weights make one version only.
 
     Repeated (a run that was killed here and resumes), it completes what is missing, and takes the alias from no newer version.
+
+    Args:
+        description: Markdown that MLflow shows on the version's page.
+        pyfunc: how plain MLflow runs the model, written into the bundle; None: it cannot.
 
     Raises:
         TrackingError: the bundle holds no safetensors, or a pickle; the store does not answer.
@@ -61,6 +75,8 @@ def register_model(
     digest = weights_digest(bundle)
     all_tags = {**(tags or {}), WEIGHTS_TAG: digest}
     client = open_client(tracker.uri)
+    if pyfunc is not None:
+        write_mlmodel(bundle, pyfunc, run_id=run_id)
     with tracking_errors(tracker.uri):
         _require_model(client, name)
         version = _version_of(client, name, run_id, digest)
@@ -72,6 +88,8 @@ def register_model(
         else:
             for key, value in all_tags.items():
                 client.set_model_version_tag(name, str(version), key, value)
+        if description:
+            client.update_model_version(name, str(version), description)
         holder = _aliases(client, name).get(alias, 0)
         if version >= holder:
             client.set_registered_model_alias(name, alias, str(version))
@@ -85,9 +103,7 @@ def resolve(tracking_uri: str, reference: str) -> ModelVersion:
         ModelNotFoundError: no such model, version or alias; lists what exists, nearest first.
         TrackingError: the store cannot be reached.
     """
-    uri = resolve_uri(tracking_uri)
-    require_store(uri, create=False)
-    client = open_client(uri)
+    client, uri = _opened(tracking_uri)
     with tracking_errors(uri):
         match = _REFERENCE.match(reference)
         names = [model.name for model in client.search_registered_models(max_results=1000)]
@@ -140,16 +156,38 @@ def list_models(tracking_uri: str) -> list[ModelVersion]:
     Raises:
         TrackingError: the store cannot be reached.
     """
+    client, uri = _opened(tracking_uri)
+    with tracking_errors(uri):
+        names = sorted(model.name for model in client.search_registered_models(max_results=1000))
+        return [version for name in names for version in _versions(client, uri, name)]
+
+
+def list_versions(tracking_uri: str, name: str) -> list[ModelVersion]:
+    """Every version of one registered model, newest first.
+
+    Raises:
+        ModelNotFoundError: no such model; lists what exists, nearest first.
+        TrackingError: the store cannot be reached.
+    """
+    client, uri = _opened(tracking_uri)
+    with tracking_errors(uri):
+        names = [model.name for model in client.search_registered_models(max_results=1000)]
+        if name not in names:
+            raise ModelNotFoundError("no such model", where=name, hint=_known_models(client, uri, name, names))
+        return _versions(client, uri, name)
+
+
+def _opened(tracking_uri: str) -> tuple[MlflowClient, str]:
+    """(client, resolved address) of a store that exists."""
     uri = resolve_uri(tracking_uri)
     require_store(uri, create=False)
-    client = open_client(uri)
-    with tracking_errors(uri):
-        versions: list[ModelVersion] = []
-        for name in sorted(model.name for model in client.search_registered_models(max_results=1000)):
-            aliases = _aliases(client, name)
-            found = client.search_model_versions(f"name = '{name}'", max_results=1000)
-            versions += sorted((_convert(v, uri, aliases) for v in found), key=lambda v: -v.version)
-    return versions
+    return open_client(uri), uri
+
+
+def _versions(client: MlflowClient, uri: str, name: str) -> list[ModelVersion]:
+    aliases = _aliases(client, name)
+    found = client.search_model_versions(f"name = '{name}'", max_results=1000)
+    return sorted((_convert(v, uri, aliases) for v in found), key=lambda v: -v.version)
 
 
 def weights_digest(bundle: Path) -> str:
@@ -228,7 +266,8 @@ def _convert(found: Any, uri: str, aliases: Mapping[str, int]) -> ModelVersion:
     version = int(found.version)
     names = tuple(sorted(alias for alias, target in aliases.items() if target == version))
     created = found.creation_timestamp / 1000
-    return ModelVersion(found.name, version, found.run_id or "", found.source, uri, names, dict(found.tags), created)
+    tags, description = dict(found.tags), found.description or ""
+    return ModelVersion(found.name, version, found.run_id or "", found.source, uri, names, tags, created, description)
 
 
 def _known_models(client: MlflowClient, uri: str, name: str, names: list[str]) -> str:

@@ -18,11 +18,13 @@ from pfscale import __version__
 from pfscale.config import dump_yaml
 from pfscale.errors import ModelNotFoundError, PfscaleError, StoppedError, TrackingError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
-from pfscale.models.mlpf import MlpfConfig
+from pfscale.models.mlpf import Mlpf, MlpfConfig, count_parameters
 from pfscale.ray_cluster import ray_cluster
 from pfscale.report import figures
 from pfscale.report.physics import main_figures
 from pfscale.shards.dataset import EventIndex, load_index, select_events
+from pfscale.tracking.card import as_description, metrics_of_note, write_card
+from pfscale.tracking.lineage import ancestors
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
 from pfscale.tracking.runs import RunLogger, Tracker
 from pfscale.training.checkpoint import BEST, LoopState, read_state
@@ -33,6 +35,7 @@ from pfscale.training.guard import explained_death
 from pfscale.training.loop import LoopInputs, model_weights, run_loop
 from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
+from pfscale.training.pyfunc import PYFUNC
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.stopping import stop_on_sigterm
@@ -150,7 +153,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     logger.log_figure(figures.learning_curves(history, references=references(metrics))[0], "figures/learning_curves.png")
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=state.step)
-    card = {**bundle.card, "metrics": finite}
+    card = {**bundle.card, "metrics": finite, "measured_on": f"{evaluation.result.num_events} validation events", "run": logger.run_id}
     save_bundle(bundle_folder, launch.model, bundle.model.state_dict(), card)
     notes = list(launch.notes)
     version = _register(launch, tracker, logger.run_id, bundle_folder, notes)
@@ -283,18 +286,20 @@ def _worker(config: dict[str, Any]) -> TrainingError | None:
 
 
 def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes: list[str]) -> ModelVersion | None:
-    """The registered version, None where none is asked for; adds to `notes` which version was the candidate before."""
+    """The registered version with its model card, None where none is asked for; adds to `notes` which version was the candidate before."""
     name, card = launch.config.register_as, load_bundle(bundle).card
+    name = f"mlpf-{card['detector']}" if name == "auto" else name
+    described = as_description(write_card(bundle, card, name=name, ancestors=ancestors(tracker.uri, card["parent"])))
     if not name:
         return None
-    name = f"mlpf-{card['detector']}" if name == "auto" else name
     tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb")}
     tags["events"], tags["validation_loss"] = str(card["num_train_events"]), f"{card['metrics']['validation_loss']:.4g}"
+    tags |= {name: str(estimate) for name, estimate in metrics_of_note(card).items()}
     try:
         before = resolve(tracker.uri, f"{name}@candidate")
     except ModelNotFoundError:
         before = None
-    version = register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags)
+    version = register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags, description=described, pyfunc=PYFUNC)
     if before is not None and before.version < version.version:
         notes.append(f"{name}@candidate was version {before.version} (validation loss {before.tags.get('validation_loss', 'unknown')})")
     return version
@@ -303,6 +308,8 @@ def _register(launch: Launch, tracker: Tracker, run_id: str, bundle: Path, notes
 def _registered_as_asked(launch: Launch, tracker: Tracker, finished: Run) -> Run:
     """A finished run, registered now if it was not, or under another name."""
     assert finished.checkpoint is not None
+    if not launch.config.register_as:
+        return finished
     notes = list(finished.notes)
     version = _register(launch, tracker, finished.run_id, finished.checkpoint, notes)
     return replace(finished, model=version or finished.model, notes=tuple(notes))
@@ -324,6 +331,14 @@ def _card(launch: Launch, index: EventIndex, state: LoopState) -> dict[str, Any]
         "best_step": state.best_step,
         "elements_seen": state.elements,
         "num_train_events": launch.config.data.num_events or len(select_events(index, "train")),
+        "splits": manifest.splits,
+        "num_parameters": count_parameters(Mlpf(launch.model)),
+        "training": {
+            "num_steps": launch.config.optimisation.num_steps,
+            "learning_rate": launch.config.optimisation.learning_rate,
+            "tokens_per_step": launch.config.data.tokens_per_step,
+            "seed": launch.config.seed,
+        },
         "pfscale": __version__,
     }
 

@@ -104,11 +104,11 @@ def _records(columns: Columns) -> ak.Array:
     """The events as podio's nested records: `MCParticles.momentum.x` is the field x of the field momentum of a particle."""
     heads: dict[str, dict[str, Any]] = {}
     counts: dict[str, IntArray] = {}
-    for name, (per_event, values) in columns.items():
+    for name, (sizes, values) in columns.items():
         head, *path = name.split(".")
         if name == COVARIANCE_BRANCH:
-            per_event, values = per_event // NUM_COVARIANCES, values.reshape(-1, NUM_COVARIANCES)
-        counts[head] = per_event
+            sizes, values = sizes // NUM_COVARIANCES, values.reshape(-1, NUM_COVARIANCES)
+        counts[head] = sizes
         members = heads.setdefault(head, {})
         for outer in path[:-1]:
             members = members.setdefault(outer, {})

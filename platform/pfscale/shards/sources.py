@@ -211,10 +211,13 @@ def as_asked(source: Source | QuarantinedSource, *, process: str, simulation: st
     return source
 
 
-def require_unchanged(path: str, *, version: str, digest: str, hint: str = "ingest it again into a new folder") -> None:
+def require_unchanged(
+    path: str, *, version: str, digest: str, whole_limit: int = WHOLE_FILE_LIMIT, hint: str = "ingest it again into a new folder"
+) -> None:
     """Checks that a file still has the contents that it had when it was examined.
 
     Args:
+        whole_limit: that of the digest.
         hint: what to do when it is complete.
 
     Raises:
@@ -222,7 +225,7 @@ def require_unchanged(path: str, *, version: str, digest: str, hint: str = "inge
         ResourceError: it is remote and cannot be reached.
     """
     try:
-        if (version and file_version(path) == version) or file_digest(path)[1] == digest:
+        if (version and file_version(path) == version) or file_digest(path, whole_limit=whole_limit)[1] == digest:
             return
     except (InputFileError, FileNotFoundError):
         raise InputFileError("the file was deleted while it was read", where=without_secrets(path), hint=hint) from None
@@ -278,13 +281,17 @@ def file_version(path: str) -> str:
     return "-".join([str(info.get("size")), *stamps]) if stamps else ""
 
 
-def file_digest(path: str) -> tuple[int, str]:
-    """(size, hex digest) that identify a file's contents: all of a small local file, size and both ends of others."""
+def file_digest(path: str, *, whole_limit: int = WHOLE_FILE_LIMIT) -> tuple[int, str]:
+    """(size, hex digest) that identify a file's contents: all of a small local file, size and both ends of others.
+
+    Args:
+        whole_limit: bytes up to which a local file is small.
+    """
     if not is_remote(path):
         size = Path(path).stat().st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
         with open(path, "rb") as file:
-            if size <= WHOLE_FILE_LIMIT:
+            if size <= max(whole_limit, END_BYTES):
                 digest.update(file.read())
             else:
                 digest.update(file.read(END_BYTES))

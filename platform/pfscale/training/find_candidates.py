@@ -25,6 +25,7 @@ from pfscale.training.candidate_files import CANDIDATES_VERSION, CandidateFile, 
 from pfscale.training.inference import run_model
 
 PARTS_AHEAD = 1  # of a file, made in a thread while the network works on the one before; each is bounded in memory
+WHOLE_LIMIT = 2**20  # bytes; reading and hashing all of a larger file costs a tenth of what its features cost
 AGAIN = "run the same command again"
 Outcome = CandidateFile | QuarantinedSource  # a source that cannot be used is an outcome, too
 
@@ -89,12 +90,17 @@ class Plan:
         """
         if detector != self.trained_on and not self.accept_mismatch:
             hint = f"use a model of {detector} (pfscale models list), or --accept-mismatch to see what this one makes of it"
-            raise InputFileError(f"from '{detector}', but the model was trained on '{self.trained_on}'", where=where, hint=hint)
+            raise InputFileError(f"of '{detector}', but the model was trained on '{self.trained_on}'", where=where, hint=hint)
 
     def is_current(self, record: CandidateFile, digest: str) -> bool:
         """Whether a file of candidates is of these contents and of this plan."""
         fits = self.accept_mismatch or record.detector == self.trained_on
         return fits and record.identity == self.identity(record.name, digest, record.detector)
+
+
+def source_digest(path: str) -> tuple[int, str]:
+    """(size, hex digest) of a source: its ends are enough, because ROOT files begin with a number of their own (TUUID)."""
+    return file_digest(path, whole_limit=WHOLE_LIMIT)
 
 
 def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, progress: Callable[[int], None] | None = None) -> Outcome:
@@ -108,7 +114,7 @@ def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, pr
         version = file_version(path)
         with open_source(path) as source:
             detector = plan.detector_of(source)
-            size, digest = file_digest(path)
+            size, digest = source_digest(path)
             record = CandidateFile(
                 file=plan.file_of(path),
                 identity=plan.identity(base_name(path), digest, detector.name),
@@ -129,7 +135,7 @@ def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, pr
         error = not_the_network(path, error)
         if digest:  # a file that is being written looks damaged
             try:
-                require_unchanged(path, version=version, digest=digest, hint=AGAIN)
+                require_unchanged(path, version=version, digest=digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
             except InputFileError as changed:
                 error = changed
         return quarantine(path, error)
@@ -162,7 +168,7 @@ def _write(
             unusable += [(event.entry, event.reason) for event in part.dropped]
             if progress is not None:
                 progress(events.num_events)
-        require_unchanged(path, version=version, digest=record.digest, hint=AGAIN)
+        require_unchanged(path, version=version, digest=record.digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
         found = {"num_events": source.num_entries, "num_candidates": num_candidates, "unusable": tuple(unusable)}
         record = record.model_copy(update=found)
         writer.finish(record, {**about, "pfscale": __version__})

@@ -22,12 +22,12 @@ from pfscale.ray_cluster import is_running, ray_cluster
 from pfscale.remote import without_secrets
 from pfscale.shards.lock import claimed
 from pfscale.shards.manifest import QuarantinedSource, content_hash
-from pfscale.shards.sources import deadly, expand_sources, file_digest, quarantine, raise_bad
+from pfscale.shards.sources import deadly, expand_sources, quarantine, raise_bad
 from pfscale.shards.storage import Folder, open_folder
 from pfscale.shards.workers import ImportAhead, count_workers, map_unordered
 from pfscale.tracking.registry import weights_digest
 from pfscale.training.candidate_files import FORMATS, CandidateFile, read_record
-from pfscale.training.find_candidates import Outcome, Plan, find_candidates
+from pfscale.training.find_candidates import Outcome, Plan, find_candidates, source_digest
 from pfscale.training.lookup import locate_model
 from pfscale.training.reconstruction import (
     Reconstruction,
@@ -143,7 +143,7 @@ def _complete(folder: Folder, plan: Plan, files: dict[str, str]) -> Iterator[tup
     def look(path: str) -> CandidateFile | None:
         record = read_record(folder, files[path], plan.file_format)
         try:
-            return record if record and plan.is_current(record, file_digest(path)[1]) else None
+            return record if record and plan.is_current(record, source_digest(path)[1]) else None
         except (OSError, PfscaleError):
             return None  # whoever reads the source will tell
 

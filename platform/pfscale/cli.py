@@ -26,7 +26,7 @@ from pfscale.remote import local_folder, without_secrets
 if TYPE_CHECKING:
     from pfscale.training.run import Run
 
-# Exit codes beside 0 and PfscaleError.exit_code (2): ingested, but files or events were set aside; data that do not pass their gates
+# Exit codes beside 0 and PfscaleError.exit_code (2): done, but files or events were set aside; data that do not pass their gates
 INTERRUPTED, UNEXPECTED, QUARANTINED, GATES_FAILED = 130, 1, 3, 4
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 
@@ -382,19 +382,45 @@ def report(
 def reconstruct(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder")],
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="ROOT files, globs or URLs; truth is not read")],
-    output: Output,
-    detector: Annotated[str | None, typer.Option(help="detector of the files; default: the model's")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="folder or URL to write")],
+    file_format: Annotated[str, typer.Option("--format", help="parquet, or root: EDM4hep-style ReconstructedParticles")] = "parquet",
     latents: Annotated[bool, typer.Option("--latents", help="also the latent vector of every element")] = False,
+    detector: Annotated[str | None, typer.Option(help="detector of the files; default: what they say, else the model's")] = None,
+    accept_mismatch: Annotated[
+        bool, typer.Option("--accept-mismatch", help="also files of another detector than the model's, which are refused otherwise")
+    ] = False,
+    workers: Workers = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file or event instead of setting it aside")] = False,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
 ) -> None:
-    """Particle-flow candidates (Parquet) for any ROOT files from a registered model."""
+    """Particle-flow candidates for any number of ROOT files from a registered model, one file for each; repeated, it goes on.
+
+    Exit code 3 where files or events were set aside.
+    """
     from pfscale.training.reconstruct import reconstruct as find_candidates
 
     with _progress(f"reconstruct with {model}") as progress:
         result = find_candidates(
-            model, files, output=output, detector=detector, latents=latents, tracking_uri=tracking_uri, progress=progress
+            model,
+            files,
+            output=output,
+            detector=detector,
+            accept_mismatch=accept_mismatch,
+            file_format=file_format,
+            latents=latents,
+            num_workers=workers,
+            strict=strict,
+            tracking_uri=tracking_uri,
+            progress=progress,
         )
     out.print(result.summary(), markup=False)
+    for bad in result.quarantined:
+        print(f"set aside: {bad.path}: {bad.reason}" + (f"\n  -> {bad.hint}" if bad.hint else ""), file=sys.stderr)
+    for reason, events in result.unusable.items():
+        first = f"{events[0][0]}, entry {events[0][1]}"
+        print(f"without candidates: {len(events)} event{'s' * (len(events) != 1)}: {reason} (first: {first})", file=sys.stderr)
+    if result.quarantined or result.unusable:
+        raise typer.Exit(QUARANTINED)
 
 
 @app.command()

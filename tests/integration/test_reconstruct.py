@@ -14,8 +14,9 @@ import pytest
 import uproot
 from rich.console import Console
 
+from candidate_runs import small_model
 from pfscale.config import RunConfig
-from pfscale.errors import InputFileError, ModelNotFoundError, OutputExistsError
+from pfscale.errors import InputFileError, ModelNotFoundError, OutputExistsError, UnknownNameError
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.display import show_event
@@ -74,6 +75,14 @@ def without_truth(source: Path, target: Path) -> Path:
     return target
 
 
+def saying(path: Path, **values: str) -> Path:
+    """The file, which now says so of itself."""
+    with uproot.update(path) as file:
+        content = {"key": ak.Array(list(values)), "value": ak.Array(list(values.values()))}
+        file.mktree("pfscale_metadata", {"key": "string", "value": "string"}).extend(content)
+    return path
+
+
 def test_a_real_event_becomes_candidates_with_latents(registry: str, tmp_path: Path) -> None:
     """Catches a model that works on built-in shards only, and outputs whose rows do not belong to their elements."""
     result = reconstruct("models:/mlpf-cld@candidate", [str(REAL_EVENT)], output=tmp_path / "out", latents=True, tracking_uri=registry)
@@ -101,22 +110,28 @@ def test_truth_is_never_read(registry: str, tmp_path: Path) -> None:
     assert whole.column("candidate").to_pylist() == stripped.column("candidate").to_pylist()
 
 
-def test_another_detectors_files_are_read_but_warned_of(registry: str, tmp_path: Path) -> None:
-    """Catches a mismatch of detectors that nobody is told of."""
-    result = reconstruct("mlpf-cld@candidate", [str(PHOTONS)], output=tmp_path / "out", detector="clic", tracking_uri=registry)
-    assert result.num_events == 3
-    assert any("clic" in note and "cld" in note for note in result.warnings)
-
-
-def test_a_file_that_names_another_detector_is_refused(registry: str, tmp_path: Path) -> None:
-    """Catches CLIC files read with CLD's field and model, without a word."""
-    path = without_truth(REAL_EVENT, tmp_path / "clic.root")
-    with uproot.update(path) as file:
-        file.mktree("pfscale_metadata", {"key": "string", "value": "string"}).extend(
-            {"key": ak.Array(["simulation", "detector"]), "value": ak.Array(["builtin", "clic"])}
-        )
-    with pytest.raises(InputFileError, match="'clic'"):
+def test_another_detectors_files_are_refused_unless_accepted(registry: str, tmp_path: Path) -> None:
+    """Catches CLIC files given to CLD's model without a word, by option or by what the file says, and a refusal that cannot be lifted."""
+    for name, detector in (("option", "clic"), ("unsaid", None)):
+        if detector:
+            with pytest.raises(InputFileError, match=r"'clic'.*trained on 'cld'"):
+                reconstruct("mlpf-cld@candidate", [str(PHOTONS)], output=tmp_path / name, detector=detector, tracking_uri=registry)
+        options = {"detector": detector, "accept_mismatch": True, "tracking_uri": registry}
+        result = reconstruct("mlpf-cld@candidate", [str(PHOTONS)], output=tmp_path / name, **options)  # type: ignore[arg-type]
+        assert result.num_events == 3
+        assert any("clic" in note and "cld" in note for note in result.warnings) == bool(detector)
+    path = saying(without_truth(REAL_EVENT, tmp_path / "clic.root"), detector="clic")
+    with pytest.raises(InputFileError, match=r"'clic'.*trained on 'cld'"):
         reconstruct("mlpf-cld@candidate", [str(path)], output=tmp_path / "out", tracking_uri=registry)
+    with pytest.raises(InputFileError, match="says that it is from 'clic'"):  # the option contradicts the file: nothing to accept
+        reconstruct("mlpf-cld@candidate", [str(path)], output=tmp_path / "out", detector="cld", accept_mismatch=True, tracking_uri=registry)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_do_not_say_their_detector_are_told_by_their_momenta(tmp_path: Path) -> None:
+    """Catches a CLD file given to CLIC's model: the collections have the same names, and the field is twice as strong."""
+    with pytest.raises(InputFileError, match=r"2\.00 times the momenta"):
+        reconstruct(str(small_model(tmp_path / "model", detector="clic")), [str(REAL_EVENT)], output=tmp_path / "out")
 
 
 def test_mistakes_leave_nothing_behind(registry: str, tmp_path: Path) -> None:
@@ -124,13 +139,22 @@ def test_mistakes_leave_nothing_behind(registry: str, tmp_path: Path) -> None:
     (tmp_path / "text.root").write_text("not a ROOT file")
     with pytest.raises(InputFileError):
         reconstruct("mlpf-cld@candidate", [str(tmp_path / "text.root")], output=tmp_path / "out", tracking_uri=registry)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     with pytest.raises(OutputExistsError):
         reconstruct("mlpf-cld@candidate", [str(REAL_EVENT)], output=tmp_path / "mine", tracking_uri=registry)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     with pytest.raises(ModelNotFoundError, match="mlpf-cld@candidate"):
         reconstruct("mlpf-clic@candidate", [str(REAL_EVENT)], output=tmp_path / "none", tracking_uri=registry)
+    with pytest.raises(UnknownNameError, match="parquet"):
+        reconstruct("mlpf-cld@candidate", [str(REAL_EVENT)], output=tmp_path / "none", file_format="csv", tracking_uri=registry)
+
+
+def test_a_model_without_normalisation_is_refused(tmp_path: Path) -> None:
+    """Catches features that go raw into a network that was never shown their scale: candidates that look like an answer."""
+    with pytest.raises(InputFileError, match="no input normalisation"):
+        reconstruct(str(small_model(tmp_path / "model", fitted=False)), [str(REAL_EVENT)], output=tmp_path / "out")
 
 
 def test_evaluate_shows_the_model_beside_the_ceiling(registry: str, make_shards: Callable[..., Path], tmp_path: Path) -> None:

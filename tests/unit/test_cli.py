@@ -86,10 +86,7 @@ def test_ctrl_c_in_compiled_code_exits_130(monkeypatch: pytest.MonkeyPatch, caps
     assert run(["models", "list"]) == 1
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["demo", "simulate --num-events 1", "reconstruct models:/m@c f.root", "evaluate models:/m@c shards", "export models:/m@c shards"],
-)
+@pytest.mark.parametrize("command", ["demo", "simulate --num-events 1", "evaluate models:/m@c shards", "export models:/m@c shards"])
 def test_a_url_is_no_folder(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a local folder `s3:` that a user takes for a bucket."""
     monkeypatch.chdir(tmp_path)

@@ -87,6 +87,7 @@ def extract(source: EventSource, detector: Detector, start: int, stop: int, *, w
         "baseline": _baseline_column(chunk),
     }
     if not with_truth:
+        _check_field_by_baseline(chunk, columns["track"])
         return ExtractedEvents(chunk.num_events, columns, chunk.problems.reasons)
     return _with_truth(chunk, columns)
 
@@ -135,12 +136,35 @@ def _check_field(chunk: EventChunk, columns: Mapping[str, Column], good: NDArray
     """
     target_pt, track_pt = np.asarray(columns["track_target"].fields["pt"]), np.asarray(columns["track"].fields["pt"])
     known = (target_pt > 0) & good[chunk.tracks.event]
-    if known.sum() < MIN_TRACKS_FOR_RATIO:
+    _require_ratio(chunk, track_pt[known] / target_pt[known], whose="their particles")
+
+
+def _check_field_by_baseline(chunk: EventChunk, tracks: Column) -> None:
+    """The same without truth: a rule-based candidate with one track has its momentum, as the field of the file's own reconstruction says.
+
+    Raises:
+        InputFileError: tracks do not have the momenta of their candidates.
+    """
+    candidates = chunk.candidates
+    candidate, track = candidates.tracks
+    pt = np.hypot(candidates.rows["momentum_x"], candidates.rows["momentum_y"])[candidate] if len(candidate) else np.zeros(0)
+    is_alone = np.bincount(candidate, minlength=1)[candidate] == 1
+    known = is_alone & (pt > 0) & chunk.problems.is_good[chunk.tracks.event[track]]
+    _require_ratio(chunk, np.asarray(tracks.fields["pt"])[track[known]] / pt[known], whose="the file's own candidates")
+
+
+def _require_ratio(chunk: EventChunk, ratio: NDArray[np.float64], *, whose: str) -> None:
+    """Checks ratios of momenta, of which few say nothing.
+
+    Raises:
+        InputFileError: nearly all are off.
+    """
+    if len(ratio) < MIN_TRACKS_FOR_RATIO:
         return
-    ratio, low, high = np.quantile(track_pt[known] / target_pt[known], [0.5, *NEARLY_ALL])
+    median, low, high = np.quantile(ratio, [0.5, *NEARLY_ALL])
     if high < MOMENTUM_RATIO[0] or low > MOMENTUM_RATIO[1]:
         detector = chunk.detector
-        message = f"tracks have {ratio:.2f} times the momenta of their particles in the {detector.magnetic_field:g} T of '{detector.name}'"
+        message = f"tracks have {median:.2f} times the momenta of {whose} in the {detector.magnetic_field:g} T of '{detector.name}'"
         raise InputFileError(message, where=chunk.source.path, hint="is --detector right for this file?")
 
 

@@ -22,7 +22,7 @@ from pfscale.shards.events import EXTRACTION_VERSION
 from pfscale.shards.lock import Claim, claimed
 from pfscale.shards.manifest import NO_VISIBLE_PARTICLE, Manifest, QuarantinedSource, write_manifest
 from pfscale.shards.request import Request, find_finished, forget_request, known_sources, make_request, note_request
-from pfscale.shards.sources import Source, as_asked, examine, expand_sources, quarantine, recall
+from pfscale.shards.sources import Source, as_asked, deadly, examine, expand_sources, quarantine, raise_bad, recall
 from pfscale.shards.storage import Folder, open_folder
 from pfscale.shards.tally import Tally, common_simulation
 from pfscale.shards.workers import ImportAhead, count_workers, map_unordered
@@ -94,7 +94,7 @@ def ingest(
         if finished is None:
             return _make(folder, claim, table_entry, good, bad, request, pool, strict=strict, progress=progress)
         if strict and finished.quarantined:
-            _raise_bad(finished.quarantined, len(paths))
+            raise_bad(finished.quarantined, len(paths))
         _require_no_bad_event(((e.source, e.entry, e.reason) for e in finished.dropped), strict=strict)
         forget_request(folder)
         return finished
@@ -151,12 +151,7 @@ def _examine(paths: Sequence[str], detector: Detector, pool: _Pool) -> list[Sour
 
 
 def _examined_to_death(path: str) -> QuarantinedSource:
-    return quarantine(path, _deadly(path))
-
-
-def _deadly(path: str) -> InputFileError:
-    hint = "is it damaged, or an event too large for the memory? fewer --workers leave more of it to each"
-    return InputFileError("every process that read the file died", where=without_secrets(path), hint=hint)
+    return quarantine(path, deadly(path))
 
 
 def _make(
@@ -195,7 +190,7 @@ def _make(
     bad = [*bad, *tally.set_aside()]
     if len(tally.errors) == len(good):
         forget_request(folder)
-        _raise_bad(bad, len(bad))
+        raise_bad(bad, len(bad))
     _refuse_duplicates([units[number] for number in tally.kept()], folder)
     manifest = tally.manifest(detector, good, bad, request)
     claim.require(now=True)
@@ -213,7 +208,7 @@ def _outcomes(units: Sequence[Unit], folder: Folder, workers: int, cpus_each: fl
 
     order = sorted(range(len(units)), key=lambda number: units[number].start - units[number].stop)
     sorted_units = [units[number] for number in order]
-    for at, outcome in map_unordered(sorted_units, write, on_death=lambda unit: _deadly(unit.path), workers=workers, cpus_each=cpus_each):
+    for at, outcome in map_unordered(sorted_units, write, on_death=lambda unit: deadly(unit.path), workers=workers, cpus_each=cpus_each):
         yield order[at], outcome
 
 
@@ -226,17 +221,8 @@ def _sort_out(examined: Sequence[Source | QuarantinedSource], *, strict: bool) -
     good = [source for source in examined if isinstance(source, Source)]
     bad = [source for source in examined if isinstance(source, QuarantinedSource)]
     if bad and (strict or not good):
-        _raise_bad(bad, len(examined))
+        raise_bad(bad, len(examined))
     return good, bad
-
-
-def _raise_bad(bad: Sequence[QuarantinedSource], num_sources: int) -> None:
-    first = bad[0]
-    hint = first.hint
-    if len(bad) > 1:
-        others = f"{len(bad)} of {num_sources} files are bad; this is the first"
-        hint = f"{hint} ({others})" if hint else others
-    raise InputFileError(first.reason, where=without_secrets(first.path), hint=hint)
 
 
 def _require_no_bad_event(dropped: Any, *, strict: bool) -> None:

@@ -36,8 +36,8 @@ _NO_SUCH_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 class Claim:
     """A held folder; `require` raises once another process has it."""
 
-    def __init__(self, folder: Folder | None = None, token: str = "") -> None:
-        self._folder, self._token = folder, token
+    def __init__(self, folder: Folder | None = None, token: str = "", verb: str = "ingest") -> None:
+        self._folder, self._token, self._verb = folder, token, verb
         self.lost_to = ""
 
     def look(self) -> None:
@@ -55,28 +55,31 @@ class Claim:
         """Checks that the folder is still ours; `now`: looks, instead of relying on the last heartbeat.
 
         Raises:
-            ResourceError: another ingest has taken it over, because this one did not answer for minutes.
+            ResourceError: another process has taken it over, because this one did not answer for minutes.
         """
         if now:
             self.look()
         if self.lost_to:
-            message = f"this ingest did not answer for {STALE_SECONDS:g} s, and another has taken the folder over"
+            message = f"this {self._verb} did not answer for {STALE_SECONDS:g} s, and another has taken the folder over"
             raise ResourceError(message, where=self.lost_to)
 
 
 @contextmanager
-def claimed(folder: Folder) -> Iterator[Claim]:
+def claimed(folder: Folder, *, verb: str = "ingest") -> Iterator[Claim]:
     """Holds the folder, which is made if need be and removed again if nothing was put into it.
 
+    Args:
+        verb: what is at work there, as others are told.
+
     Raises:
-        ResourceError: another ingest is at work there, or it cannot be written to.
+        ResourceError: another process is at work there, or it cannot be written to.
         OutputExistsError: it is a file.
     """
     if isinstance(folder, LocalFolder):
         made = _missing_parents(folder.path)
         folder.make()
         try:
-            with _claimed_on_disk(folder) as claim:
+            with _claimed_on_disk(folder, verb) as claim:
                 yield claim
         finally:
             with contextlib.suppress(OSError):
@@ -84,7 +87,7 @@ def claimed(folder: Folder) -> Iterator[Claim]:
                     path.rmdir()
     else:
         folder.make()
-        with _leased(folder) as claim:
+        with _leased(folder, verb) as claim:
             yield claim
 
 
@@ -98,7 +101,7 @@ def _missing_parents(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _claimed_on_disk(folder: LocalFolder) -> Iterator[Claim]:
+def _claimed_on_disk(folder: LocalFolder, verb: str) -> Iterator[Claim]:
     path = folder.path / LOCK_FILE
     try:
         lock = _flocked(folder, path)
@@ -106,13 +109,13 @@ def _claimed_on_disk(folder: LocalFolder) -> Iterator[Claim]:
         if error.errno not in _NO_SUCH_LOCKS:
             raise
         path.unlink(missing_ok=True)
-        with _leased(folder) as claim:
+        with _leased(folder, verb) as claim:
             yield claim
         return
     with lock:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, it only does not say whose it is
             lock.truncate(0)
-            lock.write(json.dumps(_myself()))
+            lock.write(json.dumps(_myself(verb)))
             lock.flush()
         try:
             yield Claim()
@@ -143,10 +146,10 @@ def _flocked(folder: LocalFolder, path: Path) -> IO[str]:
 
 
 @contextmanager
-def _leased(folder: Folder) -> Iterator[Claim]:
-    me = {**_myself(), "token": secrets.token_hex(8)}
+def _leased(folder: Folder, verb: str) -> Iterator[Claim]:
+    me = {**_myself(verb), "token": secrets.token_hex(8)}
     _take(folder, me)
-    claim, ended = Claim(folder, me["token"]), threading.Event()
+    claim, ended = Claim(folder, me["token"], verb), threading.Event()
     heart = threading.Thread(target=_beat, args=(folder, me, claim, ended), daemon=True)
     heart.start()
     try:
@@ -176,7 +179,7 @@ def _take(folder: Folder, me: dict[str, Any]) -> None:
             hint = f"wait for it; if it was killed, this works in {left:.0f} s, or now after deleting {folder.locate(LEASE_FILE)}"
             raise _busy(folder.address, holder, hint)
         folder.remove(LEASE_FILE)
-    raise ResourceError("other ingests keep taking this folder", where=folder.address, hint="choose another --output")
+    raise ResourceError("other processes keep taking this folder", where=folder.address, hint="choose another --output")
 
 
 def _beat(folder: Folder, me: dict[str, Any], claim: Claim, ended: threading.Event) -> None:
@@ -191,8 +194,9 @@ def _beat(folder: Folder, me: dict[str, Any], claim: Claim, ended: threading.Eve
             continue  # the store does not answer: the next beat may come through, and if none does the lease ends by itself
 
 
-def _myself() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "machine": _machine(), "since": time.time()}
+def _myself(verb: str) -> dict[str, Any]:
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "machine": _machine()}
+    return {"verb": verb, **here, "since": time.time()}
 
 
 def _beating(me: dict[str, Any]) -> str:
@@ -239,4 +243,4 @@ def _told(holder: dict[str, Any]) -> str:
 
 
 def _busy(where: str, holder: dict[str, Any], hint: str) -> ResourceError:
-    return ResourceError(f"another ingest is at work in this folder ({_told(holder)})", where=where, hint=hint)
+    return ResourceError(f"another {holder.get('verb', 'process')} is at work in this folder ({_told(holder)})", where=where, hint=hint)

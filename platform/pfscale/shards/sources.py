@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from pfscale.edm4hep.candidates import baseline_collection
 from pfscale.edm4hep.detectors import Detector
@@ -210,27 +211,50 @@ def as_asked(source: Source | QuarantinedSource, *, process: str, simulation: st
     return source
 
 
-def require_unchanged(path: str, *, version: str, digest: str) -> None:
+def require_unchanged(
+    path: str, *, version: str, digest: str, whole_limit: int = WHOLE_FILE_LIMIT, hint: str = "ingest it again into a new folder"
+) -> None:
     """Checks that a file still has the contents that it had when it was examined.
+
+    Args:
+        whole_limit: that of the digest.
+        hint: what to do when it is complete.
 
     Raises:
         InputFileError: it was written to, or deleted.
         ResourceError: it is remote and cannot be reached.
     """
     try:
-        if (version and file_version(path) == version) or file_digest(path)[1] == digest:
+        if (version and file_version(path) == version) or file_digest(path, whole_limit=whole_limit)[1] == digest:
             return
     except (InputFileError, FileNotFoundError):
-        raise InputFileError(
-            "the file was deleted while it was read", where=without_secrets(path), hint="ingest it again into a new folder"
-        ) from None
-    hint = "ingest it again into a new folder when it is complete"
-    raise InputFileError("the file has changed while it was read", where=without_secrets(path), hint=hint)
+        raise InputFileError("the file was deleted while it was read", where=without_secrets(path), hint=hint) from None
+    raise InputFileError("the file has changed while it was read", where=without_secrets(path), hint=f"{hint} when it is complete")
 
 
 def quarantine(path: str, error: PfscaleError) -> QuarantinedSource:
     """The manifest's record of a source that failed with `error`."""
     return QuarantinedSource(path=path, reason=error.what, hint=error.hint, error=type(error).__name__, exit_code=error.exit_code)
+
+
+def deadly(path: str) -> InputFileError:
+    """The error for a file that ends every process that reads it."""
+    hint = "is it damaged, or an event too large for the memory? fewer --workers leave more of it to each"
+    return InputFileError("every process that read the file died", where=without_secrets(path), hint=hint)
+
+
+def raise_bad(bad: Sequence[QuarantinedSource], num_sources: int) -> NoReturn:
+    """Raises the error of the first bad source, and says how many of all there are.
+
+    Raises:
+        InputFileError: always.
+    """
+    first = bad[0]
+    hint = first.hint
+    if len(bad) > 1:
+        others = f"{len(bad)} of {num_sources} files are bad; this is the first"
+        hint = f"{hint} ({others})" if hint else others
+    raise InputFileError(first.reason, where=without_secrets(first.path), hint=hint)
 
 
 def file_version(path: str) -> str:
@@ -257,13 +281,17 @@ def file_version(path: str) -> str:
     return "-".join([str(info.get("size")), *stamps]) if stamps else ""
 
 
-def file_digest(path: str) -> tuple[int, str]:
-    """(size, hex digest) that identify a file's contents: all of a small local file, size and both ends of others."""
+def file_digest(path: str, *, whole_limit: int = WHOLE_FILE_LIMIT) -> tuple[int, str]:
+    """(size, hex digest) that identify a file's contents: all of a small local file, size and both ends of others.
+
+    Args:
+        whole_limit: bytes up to which a local file is small.
+    """
     if not is_remote(path):
         size = Path(path).stat().st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
         with open(path, "rb") as file:
-            if size <= WHOLE_FILE_LIMIT:
+            if size <= max(whole_limit, END_BYTES):
                 digest.update(file.read())
             else:
                 digest.update(file.read(END_BYTES))

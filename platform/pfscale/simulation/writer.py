@@ -12,7 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import uproot
 
+from pfscale.edm4hep.event_tree import (
+    ID_TABLE,
+    Columns,
+    begin_end,
+    first_of_event,
+    header,
+    id_table,
+    jagged,
+    listed,
+    per_event,
+    references,
+    vector,
+    write_ids,
+    write_strings,
+)
 from pfscale.edm4hep.layout import collection_id
+from pfscale.edm4hep.reader import OWN_METADATA
 from pfscale.simulation.generator import FloatArray, IntArray
 from pfscale.simulation.particle_flow import Candidates
 from pfscale.simulation.response import Clusters, DetectorEvents, Hits
@@ -34,7 +50,6 @@ TRACK_STATES = (1, 2, 4)  # edm4hep::TrackState: at the interaction point, the f
 NO_TIME = -1.0  # ns, of track states, which no detector here measures: as in the real CLD file
 NUM_COVARIANCES = 21  # of a track state: lower triangle by row of D0, phi, omega, Z0, tanLambda, time
 COVARIANCE_BRANCH = "_SiTracks_Refitted_trackStates.covMatrix.values"
-Columns = dict[str, tuple[IntArray, npt.NDArray[Any]]]  # branch -> (objects per event, values)
 
 
 class EventFile:
@@ -60,7 +75,7 @@ class EventFile:
         if self._is_ntuple:
             self._extend_ntuple("events", _records(columns))
             return
-        arrays = {name: _jagged(counts, values) for name, (counts, values) in columns.items()}
+        arrays = {name: jagged(counts, values) for name, (counts, values) in columns.items()}
         if self._tree is None:
             types = {name: array.type.content for name, array in arrays.items()}
             self._tree = self._file.mktree("events", types, counter_name=_counter)
@@ -72,18 +87,12 @@ class EventFile:
         self._tree.extend(records)
 
     def _write_metadata(self) -> None:
-        head = "events___CollectionTypeInfo"
-        names = {"name": ak.Array(list(COLLECTIONS)), "collectionID": np.array([collection_id(c) for c in COLLECTIONS], dtype=np.uint32)}
         if self._is_ntuple:
-            record = ak.zip({member: ak.Array([values]) for member, values in names.items()})
-            self._file.mkrntuple("podio_metadata", ak.zip({head: record}, depth_limit=1))
+            record = ak.zip({member: ak.Array([values]) for member, values in id_table(COLLECTIONS).items()})
+            self._file.mkrntuple("podio_metadata", ak.zip({ID_TABLE: record}, depth_limit=1))
         else:
-            self._write_tree("podio_metadata", {f"{head}.{member}": values for member, values in names.items()})
-        self._write_tree("pfscale_metadata", {"key": ak.Array(list(self._metadata)), "value": ak.Array(list(self._metadata.values()))})
-
-    def _write_tree(self, name: str, content: Mapping[str, Any]) -> None:
-        types = {key: values.dtype if isinstance(values, np.ndarray) else "string" for key, values in content.items()}
-        self._file.mktree(name, types).extend(content)
+            write_ids(self._file, COLLECTIONS)
+        write_strings(self._file, OWN_METADATA, self._metadata)
 
 
 def _counter(branch: str) -> str:
@@ -91,32 +100,22 @@ def _counter(branch: str) -> str:
     return f"n{branch}" if branch == COVARIANCE_BRANCH else f"n{branch.split('.')[0]}"
 
 
-def _jagged(counts: IntArray, values: npt.NDArray[Any]) -> ak.Array:
-    return ak.Array(_listed(counts, ak.contents.NumpyArray(np.ascontiguousarray(values))))
-
-
-def _listed(counts: IntArray, content: ak.contents.Content) -> ak.contents.Content:
-    """Lists of `counts` objects per event over flat content."""
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
-
-
 def _records(columns: Columns) -> ak.Array:
     """The events as podio's nested records: `MCParticles.momentum.x` is the field x of the field momentum of a particle."""
     heads: dict[str, dict[str, Any]] = {}
     counts: dict[str, IntArray] = {}
-    for name, (per_event, values) in columns.items():
+    for name, (sizes, values) in columns.items():
         head, *path = name.split(".")
         if name == COVARIANCE_BRANCH:
-            per_event, values = per_event // NUM_COVARIANCES, values.reshape(-1, NUM_COVARIANCES)
-        counts[head] = per_event
+            sizes, values = sizes // NUM_COVARIANCES, values.reshape(-1, NUM_COVARIANCES)
+        counts[head] = sizes
         members = heads.setdefault(head, {})
         for outer in path[:-1]:
             members = members.setdefault(outer, {})
         members[path[-1]] = values
     return ak.Array(
         ak.contents.RecordArray(
-            [_listed(counts[head], _record(members)) for head, members in heads.items()],
+            [listed(counts[head], _record(members)) for head, members in heads.items()],
             list(heads),
         )
     )
@@ -131,58 +130,22 @@ def _record(members: Mapping[str, Any]) -> ak.contents.Content:
 def event_columns(events: DetectorEvents, first_number: int, run_number: int) -> Columns:
     """Every branch of a batch: objects per event and the flat values."""
     num = events.particles.num_events
-    one = np.ones(num, dtype=np.int64)
-    header: Columns = {
-        "EventHeader.eventNumber": (one, (first_number + np.arange(num)).astype(np.uint64)),
-        "EventHeader.runNumber": (one, np.full(num, run_number, dtype=np.uint32)),
-        "EventHeader.timeStamp": (one, np.zeros(num, dtype=np.uint64)),
-        "EventHeader.weight": (one, np.ones(num)),
-    }
-    first_particle = _first(events.particles.event, num)
+    head = header(first_number + np.arange(num), np.full(num, run_number), np.ones(num))
+    first_particle = first_of_event(events.particles.event, num)
     tracks = _track_columns(events.tracks, first_particle, num)
     calorimeter = _hit_columns(events.hits, first_particle, num) | _cluster_columns(events.clusters, events.hits, num)
     candidates = _candidate_columns(events.candidates, events.tracks, events.clusters, num)
-    return header | _particle_columns(events, first_particle) | tracks | calorimeter | candidates
-
-
-def _count(event: IntArray, num_events: int) -> IntArray:
-    return np.bincount(event, minlength=num_events)
-
-
-def _first(event: IntArray, num_events: int) -> IntArray:
-    """Flat index of each event's first object."""
-    counts = _count(event, num_events)
-    return np.cumsum(counts) - counts
+    return head | _particle_columns(events, first_particle) | tracks | calorimeter | candidates
 
 
 def _float(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _vector(name: str, counts: IntArray, values: FloatArray, dtype: type[np.floating[Any]]) -> Columns:
-    return {f"{name}.{axis}": (counts, values[:, k].astype(dtype)) for k, axis in enumerate("xyz")}
-
-
-def _relation(name: str, counts: IntArray, index: IntArray, collection: int | npt.NDArray[np.uint32]) -> Columns:
-    """The branches of references to objects by `index` within their event and collection."""
-    ids = np.broadcast_to(np.asarray(collection, dtype=np.uint32), index.shape)
-    return {f"{name}.index": (counts, index.astype(np.int32)), f"{name}.collectionID": (counts, ids)}
-
-
-def _ranges(name: str, counts: IntArray, per_object: IntArray, event: IntArray) -> Columns:
-    """`_begin` and `_end` (within the event) of relations that are stored in the order of their objects."""
-    end = np.cumsum(per_object)
-    before = np.concatenate([[0], end])[_first(event, len(counts))][event]
-    return {
-        f"{name}_begin": (counts, (end - per_object - before).astype(np.uint32)),
-        f"{name}_end": (counts, (end - before).astype(np.uint32)),
-    }
-
-
 def _particle_columns(events: DetectorEvents, first: IntArray) -> Columns:
     """MC particles with their parents and daughters."""
     particles = events.particles
-    counts = _count(particles.event, particles.num_events)
+    counts = per_event(particles.event, particles.num_events)
     columns: Columns = {
         "MCParticles.PDG": (counts, particles.pdg.astype(np.int32)),
         "MCParticles.generatorStatus": (counts, particles.status.astype(np.int32)),
@@ -192,24 +155,24 @@ def _particle_columns(events: DetectorEvents, first: IntArray) -> Columns:
         "MCParticles.mass": (counts, particles.mass),
     }
     for name, values in (("vertex", particles.vertex), ("endpoint", particles.endpoint), ("momentum", particles.momentum)):
-        columns |= _vector(f"MCParticles.{name}", counts, values, np.float64)
+        columns |= vector(f"MCParticles.{name}", counts, values, np.float64)
     by_parent = np.lexsort((particles.child, particles.parent))
     for name, owner, other in (
         ("parents", particles.child, particles.parent),
         ("daughters", particles.parent[by_parent], particles.child[by_parent]),
     ):
         per_particle = np.bincount(owner, minlength=len(particles))
-        columns |= _ranges(f"MCParticles.{name}", counts, per_particle, particles.event)
+        columns |= begin_end(f"MCParticles.{name}", counts, per_particle, particles.event)
         event = particles.event[owner]
-        columns |= _relation(
-            f"_MCParticles_{name}", _count(event, particles.num_events), other - first[event], collection_id("MCParticles")
+        columns |= references(
+            f"_MCParticles_{name}", per_event(event, particles.num_events), other - first[event], collection_id("MCParticles")
         )
     return columns
 
 
 def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Columns:
     """Tracks, their states, dE/dx and links to particles; the weight of a link is the part of the hits."""
-    counts = _count(tracks.event, num)
+    counts = per_event(tracks.event, num)
     states = np.full(len(tracks), len(TRACK_STATES))
     columns: Columns = {
         "SiTracks_Refitted.type": (counts, np.full(len(tracks), 42, dtype=np.int32)),
@@ -217,15 +180,15 @@ def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Column
         "SiTracks_Refitted.ndf": (counts, tracks.ndf.astype(np.int32)),
         "SiTracks_Refitted.Nholes": (counts, np.zeros(len(tracks), dtype=np.int32)),
     }
-    columns |= _ranges("SiTracks_Refitted.trackStates", counts, states, tracks.event)
+    columns |= begin_end("SiTracks_Refitted.trackStates", counts, states, tracks.event)
     columns |= _track_state_columns(tracks, counts)
     columns |= {
         "SiTracks_Refitted_dQdx.dQdx.type": (counts, np.zeros(len(tracks), dtype=np.int16)),
         "SiTracks_Refitted_dQdx.dQdx.value": (counts, _float(tracks.dedx)),
         "SiTracks_Refitted_dQdx.dQdx.error": (counts, _float(tracks.dedx_error)),
     }
-    number = np.arange(len(tracks)) - _first(tracks.event, num)[tracks.event]
-    columns |= _relation("_SiTracks_Refitted_dQdx_track", counts, number, collection_id("SiTracks_Refitted"))
+    number = np.arange(len(tracks)) - first_of_event(tracks.event, num)[tracks.event]
+    columns |= references("_SiTracks_Refitted_dQdx_track", counts, number, collection_id("SiTracks_Refitted"))
     confused = np.flatnonzero(tracks.confused_with >= 0)
     share = np.where(tracks.confused_with >= 0, 1.0 / tracks.num_hits, 0.0)
     track = np.concatenate([np.arange(len(tracks)), confused])
@@ -234,10 +197,10 @@ def _track_columns(tracks: Tracks, first_particle: IntArray, num: int) -> Column
     order = np.argsort(track, kind="stable")
     track, particle, weight = track[order], particle[order], weight[order]
     event = tracks.event[track]
-    link_counts = _count(event, num)
+    link_counts = per_event(event, num)
     columns |= {"SiTracksMCTruthLink.weight": (link_counts, _float(weight))}
-    columns |= _relation("_SiTracksMCTruthLink_from", link_counts, number[track], collection_id("SiTracks_Refitted"))
-    columns |= _relation("_SiTracksMCTruthLink_to", link_counts, particle - first_particle[event], collection_id("MCParticles"))
+    columns |= references("_SiTracksMCTruthLink_from", link_counts, number[track], collection_id("SiTracks_Refitted"))
+    columns |= references("_SiTracksMCTruthLink_to", link_counts, particle - first_particle[event], collection_id("MCParticles"))
     return columns
 
 
@@ -271,7 +234,7 @@ def _track_state_columns(tracks: Tracks, counts: IntArray) -> Columns:
         f"{name}.tanLambda": (counts, _float(interleave(tan_lambda, tan_lambda, tan_lambda))),
         f"{name}.time": (counts, np.full(num * len(TRACK_STATES), NO_TIME, dtype=np.float32)),
     }
-    columns |= _vector(f"{name}.referencePoint", counts, reference, np.float32)
+    columns |= vector(f"{name}.referencePoint", counts, reference, np.float32)
     columns[COVARIANCE_BRANCH] = (counts * NUM_COVARIANCES, _float(covariance.reshape(-1)))
     return columns
 
@@ -290,7 +253,7 @@ def _hit_columns(hits: Hits, first_particle: IntArray, num: int) -> Columns:
     energy, time, position = _float(hits.energy), _float(hits.time), _float(hits.position)
     for k, name in enumerate(HIT_COLLECTIONS):
         chosen = np.flatnonzero(hits.collection == k)
-        counts = _count(hits.event[chosen], num)
+        counts = per_event(hits.event[chosen], num)
         columns |= {
             f"{name}.cellID": (counts, hits.cell[chosen].astype(np.uint64)),
             f"{name}.energy": (counts, energy[chosen]),
@@ -300,21 +263,21 @@ def _hit_columns(hits: Hits, first_particle: IntArray, num: int) -> Columns:
         }
         columns |= {f"{name}.position.{axis}": (counts, position[chosen, i]) for i, axis in enumerate("xyz")}
     event = hits.event[hits.link_hit]
-    counts = _count(event, num)
+    counts = per_event(event, num)
     columns["CalohitMCTruthLink.weight"] = (counts, _float(hits.link_energy))
     columns |= _hit_relation("_CalohitMCTruthLink_from", counts, hits, hits.link_hit)
-    columns |= _relation("_CalohitMCTruthLink_to", counts, hits.link_particle - first_particle[event], collection_id("MCParticles"))
+    columns |= references("_CalohitMCTruthLink_to", counts, hits.link_particle - first_particle[event], collection_id("MCParticles"))
     return columns
 
 
 def _hit_relation(name: str, counts: IntArray, hits: Hits, index: IntArray) -> Columns:
     ids = np.array([collection_id(collection) for collection in HIT_COLLECTIONS], dtype=np.uint32)
-    return _relation(name, counts, _number_in_collection(hits)[index], ids[hits.collection[index]])
+    return references(name, counts, _number_in_collection(hits)[index], ids[hits.collection[index]])
 
 
 def _cluster_columns(clusters: Clusters, hits: Hits, num: int) -> Columns:
     """Clusters with their hits."""
-    counts = _count(clusters.event, num)
+    counts = per_event(clusters.event, num)
     x, y, z = clusters.position.T
     columns: Columns = {
         "PandoraClusters.type": (counts, np.zeros(len(clusters.event), dtype=np.int32)),
@@ -323,27 +286,27 @@ def _cluster_columns(clusters: Clusters, hits: Hits, num: int) -> Columns:
         "PandoraClusters.iTheta": (counts, _float(np.arctan2(np.hypot(x, y), z))),
         "PandoraClusters.phi": (counts, _float(np.arctan2(y, x))),
     }
-    columns |= _vector("PandoraClusters.position", counts, clusters.position, np.float32)
-    columns |= _ranges("PandoraClusters.hits", counts, clusters.num_hits, clusters.event)
-    member_counts = _count(hits.event[clusters.member], num)
+    columns |= vector("PandoraClusters.position", counts, clusters.position, np.float32)
+    columns |= begin_end("PandoraClusters.hits", counts, clusters.num_hits, clusters.event)
+    member_counts = per_event(hits.event[clusters.member], num)
     return columns | _hit_relation("_PandoraClusters_hits", member_counts, hits, clusters.member)
 
 
 def _candidate_columns(candidates: Candidates, tracks: Tracks, clusters: Clusters, num: int) -> Columns:
     """The rule-based candidates, each with its tracks and clusters."""
-    name, counts = "RuleBasedPFOs", _count(candidates.event, num)
+    name, counts = "RuleBasedPFOs", per_event(candidates.event, num)
     columns: Columns = {
         f"{name}.PDG": (counts, candidates.pdg.astype(np.int32)),
         f"{name}.charge": (counts, _float(candidates.charge)),
         f"{name}.mass": (counts, _float(candidates.mass)),
         f"{name}.energy": (counts, _float(candidates.energy)),
     }
-    columns |= _vector(f"{name}.momentum", counts, candidates.momentum, np.float32)
+    columns |= vector(f"{name}.momentum", counts, candidates.momentum, np.float32)
     for relation, (owner, index), event, collection in (
         ("tracks", candidates.track_of, tracks.event, "SiTracks_Refitted"),
         ("clusters", candidates.cluster_of, clusters.event, "PandoraClusters"),
     ):
-        columns |= _ranges(f"{name}.{relation}", counts, np.bincount(owner, minlength=len(candidates)), candidates.event)
-        in_event = index - _first(event, num)[event[index]]
-        columns |= _relation(f"_{name}_{relation}", _count(candidates.event[owner], num), in_event, collection_id(collection))
+        columns |= begin_end(f"{name}.{relation}", counts, np.bincount(owner, minlength=len(candidates)), candidates.event)
+        in_event = index - first_of_event(event, num)[event[index]]
+        columns |= references(f"_{name}_{relation}", per_event(candidates.event[owner], num), in_event, collection_id(collection))
     return columns

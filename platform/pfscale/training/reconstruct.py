@@ -1,55 +1,47 @@
-"""A registered model on ROOT files: candidates (and latents) for every event, from files with or without truth."""
+"""A registered model on ROOT files: candidates (and latents) for every event, from any number of files with or without truth.
+
+A rerun goes on where the last one was ended: files of candidates that are complete are kept, the manifest comes last.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pfscale import __version__
+from pfscale.edm4hep.detectors import find_detector
+from pfscale.errors import InputFileError, PfscaleError, unknown_name
+from pfscale.models.bundle import Bundle, load_bundle
+from pfscale.ray_cluster import is_running, ray_cluster
+from pfscale.remote import without_secrets
+from pfscale.shards.lock import claimed
+from pfscale.shards.manifest import QuarantinedSource, content_hash
+from pfscale.shards.sources import deadly, expand_sources, quarantine, raise_bad
+from pfscale.shards.storage import Folder, open_folder
+from pfscale.shards.workers import ImportAhead, count_workers, map_unordered
+from pfscale.tracking.registry import weights_digest
+from pfscale.training.candidate_files import FORMATS, CandidateFile, read_record
+from pfscale.training.find_candidates import Outcome, Plan, find_candidates, source_digest
+from pfscale.training.lookup import locate_model
+from pfscale.training.reconstruction import (
+    Reconstruction,
+    begin,
+    files_of,
+    finish,
+    forget,
+    load_reconstruction,
+    require_ours,
+    warnings_of,
+)
 
-from pfscale.edm4hep.detectors import Detector, find_detector
-from pfscale.edm4hep.reader import EventSource, open_source, require_detector
-from pfscale.errors import OutputExistsError, PfscaleError
-from pfscale.models.bundle import Bundle
-from pfscale.shards.events import stream_events
-from pfscale.shards.ragged import from_arrow
-from pfscale.shards.sources import expand_sources
-from pfscale.tasks.reconstruction import ReconstructionConfig
-from pfscale.training.inference import Prediction, run_model
-from pfscale.training.lookup import load_model, mismatches
-
-_CANDIDATE_FIELDS = {
-    "element_index": pa.int32(),
-    "is_track": pa.bool_(),
-    "pdg": pa.int32(),
-    "charge": pa.int8(),
-    "px": pa.float32(),
-    "py": pa.float32(),
-    "pz": pa.float32(),
-    "energy": pa.float32(),
-    "scores": pa.list_(pa.field("element", pa.float32(), nullable=False), 6),
-}
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What was written: one Parquet file per source file, in the order of the sources."""
-
-    model: str
-    files: tuple[Path, ...]
-    num_events: int
-    num_candidates: int
-    warnings: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        """Lines for the terminal."""
-        mean = self.num_candidates / max(self.num_events, 1)
-        head = f"{self.model}: {self.num_candidates} candidates in {self.num_events} events ({mean:.1f} per event)"
-        return "\n".join([head, *(f"warning: {text}" for text in self.warnings), *(str(file) for file in self.files)])
+WORKERS_IMPORT = ("ray.data", "pfscale.training.find_candidates")
+LOOKED_AT_ONCE = 8  # files of candidates that are there already
 
 
 def reconstruct(
@@ -58,112 +50,208 @@ def reconstruct(
     *,
     output: str | Path,
     detector: str | None = None,
+    accept_mismatch: bool = False,
+    file_format: str = "parquet",
     latents: bool = False,
+    num_workers: int | None = None,
+    strict: bool = False,
     tracking_uri: str = "sqlite:///mlflow.db",
     progress: Callable[[int], None] | None = None,
 ) -> Reconstruction:
-    """The files of candidates that the model finds in EDM4hep ROOT files, one row per event; truth is never read.
+    """What was written: for every source one file with the candidates that the model finds in it, event by event; truth is never read.
 
-    Columns: `event`, `candidate` (list of structs: element_index, is_track, pdg, charge, px, py, pz, energy in GeV, scores of 6 classes)
-    and, with `latents`, `latent` (per element, float16). An event that cannot be read has a row without candidates.
+    Parquet has one row per entry: `event`, `candidate` (list of structs: element_index, is_track, pdg, charge, px, py, pz, energy in GeV,
+    scores of 6 classes) and, with `latents`, `latent` (per element, float16). ROOT: see `pfscale.edm4hep.candidate_writer`. An event that
+    cannot be used has a row without candidates.
 
     Args:
-        model: `models:/name@alias`, `models:/name/version`, or a folder with a model bundle.
-        sources: paths and globs.
-        detector: whose tables name the collections; None: the model's own. A mismatch is a warning in the result.
+        model: `models:/name@alias`, `models:/name/version`, or a folder with a model bundle; looked up once, here.
+        sources: paths, globs and URLs of EDM4hep ROOT files, and .txt or .list files that list them.
+        output: a folder, or the URL of one.
+        detector: whose tables name the collections; None: what a file says of itself, else the model's.
+        accept_mismatch: reconstruct files of another detector than the model's instead of refusing them.
+        num_workers: files at the same time; 0 or None: as many as there are CPUs. One file, or one worker, needs no Ray unless one is
+            there: then this process does the work, with all threads that torch has.
+        strict: raise at the first bad file, or the first event that cannot be used, instead of setting it aside in the manifest.
+        progress: called with the number of events that were just done.
 
     Raises:
-        ModelNotFoundError, InputFileError, UnknownNameError, OutputExistsError.
+        ModelNotFoundError: no such model.
+        InputFileError: nothing matches; every file is bad (or one, if `strict`); another detector's; a model without normalisation.
+        OutputExistsError: `output` holds something else. The same again is not an error: nothing is done.
+        UnknownNameError: no such detector or format.
+        ResourceError: more workers than CPUs, the disk is full, a store cannot be reached, another process is at work in `output`.
     """
-    bundle = load_model(model, tracking_uri=tracking_uri)
-    table = find_detector(detector or bundle.card["detector"])
+    if file_format not in FORMATS:
+        raise unknown_name("format", file_format, FORMATS)
+    bundle, plan = _loaded(
+        model, tracking_uri, detector=detector, accept_mismatch=accept_mismatch, file_format=file_format, latents=latents
+    )
     paths = expand_sources(sources)
-    targets = _claim(Path(output), paths)
-    notes: dict[str, None] = {}  # each once, in order
-    num_events = num_candidates = 0
-    for path, target in zip(paths, targets, strict=True):
-        with open_source(path) as source:
-            require_detector(source, table)
-            simulation = source.metadata.get("simulation", table.simulation)
-            notes |= dict.fromkeys(mismatches(bundle.card, detector=table.name, simulation=simulation, what=Path(path).name))
-            events, candidates = _reconstruct_file(bundle, source, table, target, latents=latents, progress=progress)
-        num_events, num_candidates = num_events + events, num_candidates + candidates
-    return Reconstruction(model, tuple(targets), num_events, num_candidates, tuple(notes))
+    files = files_of(paths, plan)
+    folder = open_folder(output)
+    with claimed(folder, verb="reconstruction") as claim:
+        require_ours(folder, plan, files)
+        outcomes: dict[str, Outcome] = dict(_complete(folder, plan, files))
+        left = [path for path in paths if path not in outcomes]
+        for outcome in outcomes.values() if strict else ():
+            _require_good(outcome)
+        finished = load_reconstruction(folder)
+        if not left and finished is not None and len(finished.sources) == len(paths):
+            forget(folder)
+            return finished
+        begin(folder, plan)
+        try:
+            for path, outcome in _found(left, plan, bundle, folder, num_workers, progress):
+                claim.require()
+                if strict:
+                    _require_good(outcome)
+                outcomes[path] = outcome
+        except BaseException:
+            with suppress(PfscaleError, OSError):
+                folder.clear_unfinished()
+            raise
+        result = _result(folder, model, plan, [outcomes[path] for path in paths], bundle)
+        claim.require(now=True)
+        finish(folder, result)
+        return result
 
 
-def output_schema(width: int | None) -> pa.Schema:
-    """The schema of the written files; `width`: of the latents, None without."""
-    event = pa.struct([pa.field(n, t, nullable=False) for n, t in (("uid", pa.uint64()), ("run", pa.int64()), ("number", pa.int64()))])
-    event = pa.struct([*event, pa.field("file", pa.string(), nullable=False), pa.field("entry", pa.int64(), nullable=False)])
-    candidate = pa.struct([pa.field(name, kind, nullable=False) for name, kind in _CANDIDATE_FIELDS.items()])
-    fields = [pa.field("event", event, nullable=False), pa.field("candidate", _list_of(candidate), nullable=False)]
-    if width is not None:
-        fields.append(pa.field("latent", _list_of(pa.list_(pa.field("element", pa.float16(), nullable=False), width)), nullable=False))
-    return pa.schema(fields)
+def _loaded(model: str, tracking_uri: str, *, detector: str | None, **options: Any) -> tuple[Bundle, Plan]:
+    """The model, and what is asked of every source.
+
+    Raises:
+        ModelNotFoundError, UnknownNameError.
+        InputFileError: it is no particle-flow model, its inputs are not normalised, or `detector` is not the model's.
+    """
+    place, address = locate_model(model, tracking_uri=tracking_uri)
+    bundle = load_bundle(place)
+    if not bundle.model.encoder.standardise.is_fitted:
+        hint = "it was never trained, or its file was made by something else: pfscale pretrain writes the normalisation into the model"
+        raise InputFileError("the model has no input normalisation", where=model, hint=hint)
+    parts = (weights_digest(place), bundle.model.config.model_dump(mode="json"), bundle.card["task"])
+    plan = Plan(address, content_hash("model", *parts), bundle.card["detector"], detector, **options)
+    find_detector(detector or plan.trained_on)
+    if detector is not None:
+        plan.require_match(detector, where="--detector")
+    return bundle, plan
 
 
-def _reconstruct_file(
-    bundle: Bundle, source: EventSource, detector: Detector, target: Path, *, latents: bool, progress: Callable[[int], None] | None
-) -> tuple[int, int]:
-    """(events, candidates) written to `target`; under a temporary name until all is there."""
-    task = ReconstructionConfig(**bundle.card["task"])
-    schema = output_schema(bundle.model.config.width if latents else None)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
-    num_candidates = 0
-    try:
-        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-            for part in stream_events(source, detector, 0, source.num_entries, with_truth=False):
-                table = part.table
-                events = from_arrow(table)
-                prediction = run_model(bundle.model, events, task, with_latents=latents)
-                writer.write_table(_to_arrow(table, events.offsets, prediction, schema))
-                num_candidates += len(prediction.candidates.event)
-                if progress is not None:
-                    progress(events.num_events)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-    return source.num_entries, num_candidates
+def _complete(folder: Folder, plan: Plan, files: dict[str, str]) -> Iterator[tuple[str, CandidateFile]]:
+    """(source, record) of the files of candidates that are there and are of this plan and of the sources as they are now."""
+
+    def look(path: str) -> CandidateFile | None:
+        record = read_record(folder, files[path], plan.file_format)
+        try:
+            return record if record and plan.is_current(record, source_digest(path)[1]) else None
+        except (OSError, PfscaleError):
+            return None  # whoever reads the source will tell
+
+    there = set(folder.names())
+    candidates = [path for path, file in files.items() if file in there]
+    with ThreadPoolExecutor(LOOKED_AT_ONCE) as pool:
+        for path, record in zip(candidates, pool.map(look, candidates), strict=True):
+            if record is not None:
+                yield path, record
 
 
-def _to_arrow(table: pa.Table, offsets: np.ndarray, prediction: Prediction, schema: pa.Schema) -> pa.Table:
-    event = table.column("event").combine_chunks()
-    kind = schema.field("event").type
-    arrays: list[pa.Array] = [pa.StructArray.from_arrays([event.field(f.name) for f in kind], fields=list(kind))]
-    found = prediction.candidates
-    children = []
-    for name, dtype in _CANDIDATE_FIELDS.items():
-        values = getattr(found, name)
-        if pa.types.is_fixed_size_list(dtype):
-            children.append(pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).ravel()), type=dtype))
-        else:
-            children.append(pa.array(values.astype(dtype.to_pandas_dtype()), dtype))
-    struct = schema.field("candidate").type.value_type
-    starts = np.searchsorted(found.event, np.arange(table.num_rows + 1)).astype(np.int32)
-    values = pa.StructArray.from_arrays(children, fields=list(struct))
-    arrays.append(pa.ListArray.from_arrays(pa.array(starts), values, type=schema.field("candidate").type))
-    if prediction.latents is not None:
-        vector = schema.field("latent").type.value_type
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(prediction.latents.astype(np.float16).ravel()), type=vector)
-        arrays.append(pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), flat, type=schema.field("latent").type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+def _found(
+    paths: Sequence[str], plan: Plan, bundle: Bundle, folder: Folder, num_workers: int | None, progress: Callable[[int], None] | None
+) -> Iterator[tuple[str, Outcome]]:
+    """(source, what came of it), as they come."""
+    has_cluster = is_running() or bool(os.environ.get("RAY_ADDRESS"))
+    if not has_cluster and min(num_workers or len(os.sched_getaffinity(0)), len(paths)) <= 1:
+        for path in paths:
+            yield path, find_candidates(path, plan, bundle, folder, progress=progress)
+        return
+    import ray
+
+    with ray_cluster():
+        workers, cpus_each = count_workers(num_workers)
+        workers = min(workers, len(paths))
+        imports = ImportAhead(WORKERS_IMPORT, workers, cpus_each)
+        threads = max(1, int(ray.cluster_resources().get("CPU", 1) // workers))
+        shared = _SharedModel(plan.model_hash, ray.put(bundle), threads)
+        imports.wait()
+        task = functools.partial(_find_in_worker, plan=plan, model=shared, address=folder.address)
+        # a task per file: it takes seconds, and one that dies with its worker should not take others along
+        found = map_unordered(paths, task, on_death=_died, workers=workers, cpus_each=cpus_each, tasks_per_worker=len(paths))
+        for number, outcome in found:
+            yield paths[number], outcome
+            if progress is not None and isinstance(outcome, CandidateFile):
+                progress(outcome.num_events)
 
 
-def _claim(output: Path, paths: Sequence[str]) -> list[Path]:
-    """The file to write for each source: candidates of earlier calls may be replaced, anything else in the folder is not ours."""
-    names = [f"{Path(path).name.removesuffix('.root')}.candidates.parquet" for path in paths]
-    if len(set(names)) < len(names):
-        raise PfscaleError("two input files have the same name", where=str(output), hint="reconstruct them into two folders")
-    if output.exists() and not output.is_dir():
-        raise OutputExistsError("this is a file, not a folder", where=str(output), hint="choose another --output")
-    strangers = [p.name for p in output.iterdir() if not p.name.endswith((".candidates.parquet", ".draft"))] if output.is_dir() else []
-    if strangers:
-        raise OutputExistsError(
-            f"the folder holds other files ({', '.join(sorted(strangers)[:3])})", where=str(output), hint="choose an empty --output"
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    return [output / name for name in names]
+@dataclass(frozen=True)
+class _SharedModel:
+    """A model in Ray's store, for every worker to fetch once.
+
+    Attributes:
+        threads: of torch, in each worker.
+    """
+
+    model_hash: str
+    reference: Any
+    threads: int
+
+    def bundle(self) -> Bundle:
+        """The model, from this process's memory if it was used here before."""
+        import ray
+        import torch
+
+        if self.model_hash not in _IN_THIS_PROCESS:
+            _IN_THIS_PROCESS.clear()
+            _IN_THIS_PROCESS[self.model_hash] = ray.get(self.reference)
+        torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
+        return _IN_THIS_PROCESS[self.model_hash]
 
 
-def _list_of(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", kind, nullable=False))
+_IN_THIS_PROCESS: dict[str, Bundle] = {}
+
+
+def _find_in_worker(path: str, *, plan: Plan, model: _SharedModel, address: str) -> Outcome:
+    return find_candidates(path, plan, model.bundle(), open_folder(address))
+
+
+def _died(path: str) -> QuarantinedSource:
+    return quarantine(path, deadly(path))
+
+
+def _require_good(outcome: Outcome) -> None:
+    """Checks that a source, and every event of it, can be used.
+
+    Raises:
+        InputFileError: it cannot.
+    """
+    if isinstance(outcome, QuarantinedSource):
+        raise_bad([outcome], 1)
+    elif outcome.unusable:
+        entry, reason = outcome.unusable[0]
+        hint = "without --strict such events have no candidates and are listed in reconstruction.json"
+        raise InputFileError(f"event {entry} cannot be used: {reason}", where=outcome.path, hint=hint)
+
+
+def _result(folder: Folder, model: str, plan: Plan, outcomes: Sequence[Outcome], bundle: Bundle) -> Reconstruction:
+    """What came of all sources; files of candidates of those that cannot be used (any more) go.
+
+    Raises:
+        InputFileError: none can be used.
+    """
+    good = [outcome for outcome in outcomes if isinstance(outcome, CandidateFile)]
+    bad = [outcome for outcome in outcomes if isinstance(outcome, QuarantinedSource)]
+    for source in bad:
+        folder.remove(plan.file_of(source.path))
+    if not good:
+        forget(folder)
+        raise_bad(bad, len(outcomes))
+    return Reconstruction(
+        output=folder.address,
+        pfscale=__version__,
+        model=model,
+        settings=plan.settings,
+        num_events=sum(source.num_events for source in good),
+        num_candidates=sum(source.num_candidates for source in good),
+        sources=tuple(good),
+        quarantined=tuple(source.model_copy(update={"path": without_secrets(source.path)}) for source in bad),
+        warnings=warnings_of(good, bundle.card),
+    )

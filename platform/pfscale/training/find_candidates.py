@@ -1,0 +1,184 @@
+"""One source file to one file of candidates: what a worker does, or the calling process; reading goes on while the network works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from pfscale import __version__
+from pfscale.edm4hep.candidate_writer import clusters_per_collection
+from pfscale.edm4hep.detectors import Detector, find_detector
+from pfscale.edm4hep.reader import EventSource, open_source, require_detector
+from pfscale.errors import InputFileError
+from pfscale.models.bundle import Bundle
+from pfscale.remote import base_name, without_secrets
+from pfscale.shards.events import EXTRACTION_VERSION, EventTable, stream_events
+from pfscale.shards.manifest import QuarantinedSource, content_hash
+from pfscale.shards.ragged import from_arrow
+from pfscale.shards.sources import file_digest, file_version, not_the_network, quarantine, require_unchanged
+from pfscale.shards.storage import Folder
+from pfscale.tasks.reconstruction import ReconstructionConfig
+from pfscale.training.batches import ahead
+from pfscale.training.candidate_files import CANDIDATES_VERSION, CandidateFile, FoundCandidates, candidate_writer, read_record
+from pfscale.training.inference import run_model
+
+PARTS_AHEAD = 1  # of a file, made in a thread while the network works on the one before; each is bounded in memory
+WHOLE_LIMIT = 2**20  # bytes; reading and hashing all of a larger file costs a tenth of what its features cost
+AGAIN = "run the same command again"
+Outcome = CandidateFile | QuarantinedSource  # a source that cannot be used is an outcome, too
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every source.
+
+    Attributes:
+        model: the address that always means this version.
+        model_hash: of weights, architecture and working point.
+        trained_on: detector of the model.
+        detector: whose tables are to be used; None: what the file says, else the model's.
+        accept_mismatch: also sources of other detectors.
+    """
+
+    model: str
+    model_hash: str
+    trained_on: str
+    detector: str | None = None
+    accept_mismatch: bool = False
+    file_format: str = "parquet"
+    latents: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the files of candidates depend on besides their sources; `model` is for messages."""
+        versions = {"extraction_version": EXTRACTION_VERSION, "candidates_version": CANDIDATES_VERSION}
+        options = {"detector": self.detector or self.trained_on, "format": self.file_format, "latents": self.latents}
+        return {"model": self.model, "model_hash": self.model_hash, **options, **versions}
+
+    @property
+    def suffix(self) -> str:
+        """How the files of candidates end."""
+        return f".candidates.{self.file_format}"
+
+    def file_of(self, path: str) -> str:
+        """The name of the source's file of candidates."""
+        return base_name(path).removesuffix(".root") + self.suffix
+
+    def identity(self, name: str, digest: str, detector: str) -> str:
+        """Names what a source's file of candidates holds."""
+        options = (detector, self.file_format, self.latents)
+        return content_hash("candidates", name, digest, self.model_hash, *options, EXTRACTION_VERSION, CANDIDATES_VERSION)
+
+    def detector_of(self, source: EventSource) -> Detector:
+        """The detector whose tables read this source.
+
+        Raises:
+            InputFileError: the file says another one than was asked for, or it is not the model's and that is not accepted.
+        """
+        table = find_detector(self.detector or source.metadata.get("detector") or self.trained_on)
+        require_detector(source, table)
+        self.require_match(table.name, where=source.path)
+        return table
+
+    def require_match(self, detector: str, *, where: str | None) -> None:
+        """Checks that a detector is the model's, unless others are accepted.
+
+        Raises:
+            InputFileError: it is not.
+        """
+        if detector != self.trained_on and not self.accept_mismatch:
+            hint = f"use a model of {detector} (pfscale models list), or --accept-mismatch to see what this one makes of it"
+            raise InputFileError(f"of '{detector}', but the model was trained on '{self.trained_on}'", where=where, hint=hint)
+
+    def is_current(self, record: CandidateFile, digest: str) -> bool:
+        """Whether a file of candidates is of these contents and of this plan."""
+        fits = self.accept_mismatch or record.detector == self.trained_on
+        return fits and record.identity == self.identity(record.name, digest, record.detector)
+
+
+def source_digest(path: str) -> tuple[int, str]:
+    """(size, hex digest) of a source: its ends are enough, because ROOT files begin with a number of their own (TUUID)."""
+    return file_digest(path, whole_limit=WHOLE_LIMIT)
+
+
+def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, progress: Callable[[int], None] | None = None) -> Outcome:
+    """The record of the source's file of candidates in `folder`, written unless it is there already; or why the source cannot be used.
+
+    Raises:
+        ResourceError: the disk is full, or the source or the folder cannot be reached; nothing is left behind.
+    """
+    version = digest = ""
+    try:
+        version = file_version(path)
+        with open_source(path) as source:
+            detector = plan.detector_of(source)
+            size, digest = source_digest(path)
+            record = CandidateFile(
+                file=plan.file_of(path),
+                identity=plan.identity(base_name(path), digest, detector.name),
+                path=without_secrets(path),
+                name=base_name(path),
+                size=size,
+                digest=digest,
+                detector=detector.name,
+                simulation=source.metadata.get("simulation", detector.simulation),
+            )
+            done = read_record(folder, record.file, plan.file_format) if folder.exists(record.file) else None
+            return (
+                done
+                if done and done.identity == record.identity
+                else _write(path, source, detector, plan, bundle, folder, record, version, progress)
+            )
+    except InputFileError as error:
+        error = not_the_network(path, error)
+        if digest:  # a file that is being written looks damaged
+            try:
+                require_unchanged(path, version=version, digest=digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
+            except InputFileError as changed:
+                error = changed
+        return quarantine(path, error)
+
+
+def _write(
+    path: str,
+    source: EventSource,
+    detector: Detector,
+    plan: Plan,
+    bundle: Bundle,
+    folder: Folder,
+    record: CandidateFile,
+    version: str,
+    progress: Callable[[int], None] | None,
+) -> CandidateFile:
+    task = ReconstructionConfig(**bundle.card["task"])
+    width = bundle.model.config.width if plan.latents else None
+    num_candidates, unusable = 0, []
+    about = {"detector": record.detector, "simulation": record.simulation, "model": plan.model, "model_hash": plan.model_hash}
+    with (
+        candidate_writer(folder, record.file, plan.file_format, detector, width=width) as writer,
+        closing(ahead(_parts(source, detector, with_counts=plan.file_format == "root"), PARTS_AHEAD)) as parts,
+    ):
+        for part, num_clusters in parts:
+            events = from_arrow(part.table)
+            prediction = run_model(bundle.model, events, task, with_latents=plan.latents)
+            writer.add(FoundCandidates(part.table, events, prediction, num_clusters))
+            num_candidates += len(prediction.candidates.event)
+            unusable += [(event.entry, event.reason) for event in part.dropped]
+            if progress is not None:
+                progress(events.num_events)
+        require_unchanged(path, version=version, digest=record.digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
+        found = {"num_events": source.num_entries, "num_candidates": num_candidates, "unusable": tuple(unusable)}
+        record = record.model_copy(update=found)
+        writer.finish(record, {**about, "pfscale": __version__})
+    return record
+
+
+def _parts(source: EventSource, detector: Detector, *, with_counts: bool) -> Iterator[tuple[EventTable, Any]]:
+    """The events of a source part by part, and the clusters per collection where asked for."""
+    start = 0
+    for part in stream_events(source, detector, 0, source.num_entries, with_truth=False):
+        stop = start + part.table.num_rows
+        yield part, clusters_per_collection(source, detector, start, stop) if with_counts else None
+        start = stop

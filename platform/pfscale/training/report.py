@@ -18,12 +18,12 @@ from pfscale.report.figures import learning_curves
 from pfscale.report.html import Page, PageCode, PageFigure, PageSection, PageTable, logged_figure, page_figure, render_page
 from pfscale.report.style import look
 from pfscale.shards.dataset import EventIndex, load_index
+from pfscale.tracking.lineage import Ancestor, ancestors
 from pfscale.tracking.records import RunRecord, find_run
 from pfscale.tracking.registry import ModelVersion, list_models
 from pfscale.training.display import show_shard_events
 from pfscale.training.evaluate import Evaluation, evaluate
 from pfscale.training.launch import references
-from pfscale.training.lineage import Ancestor, ancestors
 from pfscale.training.lookup import locate_model, registered_version
 
 _CAPTIONS = {
@@ -143,7 +143,7 @@ def _page(subject: _Subject, *, shards: str | Path | None, split: str, tracking_
     if subject.record is not None:
         sections += _training(subject.record, has_evaluation=evaluation is not None)
     if bundle is not None:
-        sections.append(_lineage(bundle, ancestors(bundle.card, tracking_uri=tracking_uri)))
+        sections.append(_lineage(bundle, ancestors(tracking_uri, bundle.card["parent"])))
     if subject.record is not None:
         sections.append(_repeat(subject, shards, split))
     return Page(
@@ -300,12 +300,13 @@ def _data(manifest: Mapping[str, object]) -> PageSection:
     return PageSection("Data", tables=[PageTable((), rows)])
 
 
-def _lineage(bundle: Bundle, chain: list[Ancestor]) -> PageSection:
+def _lineage(bundle: Bundle, chain: Sequence[Ancestor]) -> PageSection:
     card = bundle.card
-    numbers = (f"{card['num_train_events']:,}", f"{count_parameters(bundle.model):,}")
-    rows = [("this model", card["verb"], card["detector"], card["data"], *numbers)]
-    rows += [(a.address, a.verb, a.detector, a.data, a.num_train_events, a.num_parameters) for a in chain]
-    return PageSection("Lineage", tables=[PageTable(("model", "made by", "detector", "data", "training events", "parameters"), rows)])
+    rows = [("this model", card["verb"], card["detector"], card["simulation"], card["data"], str(card["num_train_events"]))]
+    rows += [(a.address, a.verb or "not in this registry", a.detector, a.simulation, a.data, a.events) for a in chain]
+    text = f"{count_parameters(bundle.model):,} parameters."
+    header = ("model", "made by", "detector", "simulation", "data", "training events")
+    return PageSection("Lineage", paragraphs=[text], tables=[PageTable(header, rows)])
 
 
 def _repeat(subject: _Subject, shards: str | Path | None, split: str) -> PageSection:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from pfscale.errors import UnknownNameError
-from pfscale.physics.bootstrap import Estimate, event_bootstrap
-from pfscale.physics.comparable import Replicated, find_metric, independent_difference, metrics, paired_difference
-from pfscale.physics.difference import replicated_metrics
+from pfscale.physics.bootstrap import Estimate
+from pfscale.physics.comparable import find_metric, independent_difference, metrics, paired_difference
 from pfscale.physics.evaluation import Candidates, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.jets import cluster_jets
+from pfscale.physics.particles import ElementPredictions, evaluate_particles
+from pfscale.shards.schema import CLASSES
 
 SEED = 5
 
@@ -39,30 +40,22 @@ def evaluated(particles: Candidates, gen: GenReference) -> EvaluationResult:
     return evaluate_events({"mlpf": particles}, gen, seed=SEED)
 
 
-def test_values_and_errors_are_those_of_the_evaluation() -> None:
-    """Would catch a promotion that measures something else than the figures show."""
-    particles, gen = events()
-    flat = evaluated(smeared(particles, 0.2, seed=2), gen).to_dict()
-    found = replicated_metrics(smeared(particles, 0.2, seed=2), gen, event_bootstrap(gen.num_events, seed=SEED))
-    assert len(found) > 20
-    for name, number in found.items():
-        assert number.value == pytest.approx(flat[f"mlpf/{name}"], nan_ok=True), name
-        assert number.estimate.error == pytest.approx(flat[f"mlpf/{name}_error"], nan_ok=True), name
-        assert find_metric(name).name == name
-
-
 def test_every_metric_to_compare_by_is_in_an_evaluation() -> None:
     """Would catch a name that was changed in one place only: models could not be compared by it."""
-    assert {metric.key for metric in metrics()} - {"validation_loss"} <= set(evaluated(*events(num_events=20)).to_dict())
+    of_particles = ("efficiency", "fake_rate", "energy_response")
+    of_events = {metric.key for metric in metrics() if not metric.name.startswith(of_particles)} - {"validation_loss"}
+    assert of_events <= set(evaluated(*events(num_events=20)).to_dict())
+    nothing = np.zeros(0)
+    elements = ElementPredictions(*(nothing for _ in range(9)))
+    found = evaluate_particles(elements, num_events=2, class_names=CLASSES, seed=1).to_dict()
+    assert {metric.name for metric in metrics() if metric.name.startswith(of_particles)} <= set(found)
 
 
 def test_the_same_events_make_a_smaller_error_than_two_samples() -> None:
     """Would catch errors added in quadrature for the same events: a better model would never be promoted."""
     particles, gen = events()
-    bootstrap = event_bootstrap(gen.num_events, seed=SEED)
-    a = replicated_metrics(smeared(particles, 0.2, seed=2), gen, bootstrap)
     # the same mistakes, a little smaller: what two models of one training sample have in common
-    b = replicated_metrics(smeared(particles, 0.19, seed=2), gen, bootstrap)
+    a, b = (dict(evaluated(smeared(particles, width, seed=2), gen).of_model()) for width in (0.2, 0.19))
     metric = find_metric("jet_response_iqr_over_median")
     paired = paired_difference(metric, a[metric.name], b[metric.name])
     independent = independent_difference(metric, paired.a, paired.b)
@@ -78,10 +71,7 @@ def test_the_error_of_a_difference_is_its_spread_over_other_samples() -> None:
     metric = find_metric("met_resolution")
     particles, gen = events(num_events=2000)
     a, b = smeared(particles, 0.2, seed=2), smeared(particles, 0.15, seed=2)
-    bootstrap = event_bootstrap(gen.num_events, seed=SEED)
-    quoted = paired_difference(
-        metric, replicated_metrics(a, gen, bootstrap)[metric.name], replicated_metrics(b, gen, bootstrap)[metric.name]
-    )
+    quoted = paired_difference(metric, *(dict(evaluated(c, gen).of_model())[metric.name] for c in (a, b)))
     px, py = np.asarray(gen.met_px), np.asarray(gen.met_py)
 
     def residuals(c: Candidates) -> np.ndarray:
@@ -124,7 +114,7 @@ def test_more_certainty_may_be_asked_for() -> None:
     unknown = independent_difference(metric, Estimate(10.0, 0.3), Estimate(9.0, math.nan))
     assert not unknown.is_better()
     assert unknown.verdict() == "uncertainty not known"
-    same = Replicated(1.0, np.full(10, 1.0))
+    same = Estimate(1.0, 0.1, np.full(10, 1.0))
     assert paired_difference(metric, same, same).verdict() == "no difference beyond the uncertainty"
 
 

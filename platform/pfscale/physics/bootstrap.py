@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,10 +21,19 @@ _MAX_ENTRIES = 4_000_000  # of one replica-by-value block: 32 MB of counts
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its uncertainty (one standard deviation over bootstrap replicas); NaN where there is nothing to measure."""
+    """A number with its uncertainty (one standard deviation over bootstrap replicas); NaN where there is nothing to measure.
+
+    `replicas`: the number in every replica, shape (num_replicas,), where it was resampled: the difference of two numbers of the same events
+    then has an error of its own.
+    """
 
     value: float
     error: float
+    replicas: Floats | None = field(default=None, compare=False, repr=False)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The number in another unit."""
+        return Estimate(self.value * factor, self.error * abs(factor), None if self.replicas is None else self.replicas * factor)
 
     def __str__(self) -> str:
         """`value ± error` with two digits of the error (five decimals at most), `-` for NaN."""
@@ -120,7 +129,7 @@ def estimate(value: float, replicas: Floats) -> Estimate:
     """A value with the standard deviation of those of its replicas that exist; NaN error if they are fewer than two."""
     finite = replicas[np.isfinite(replicas)]
     error = float(np.std(finite, ddof=1)) if len(finite) > 1 and math.isfinite(value) else math.nan
-    return Estimate(float(value), error)
+    return Estimate(float(value), error, np.array(replicas))
 
 
 def _blocks(num_replicas: int, num_values: int) -> Iterator[slice]:

@@ -41,6 +41,13 @@ _BEST: dict[str, Best] = {
     "visible_mass_ratio_iqr": "lower",
     VALIDATION_LOSS: "lower",
 }
+_OF_CLASSES: dict[str, Best] = {
+    "efficiency": "higher",
+    "fake_rate": "lower",
+    "energy_response_median": "closest to 1",
+    "energy_response_iqr": "lower",
+}
+_BEST |= {f"{name}_{kind}": best for name, best in _OF_CLASSES.items() for kind in ("211", "130", "22", "11", "13")}
 _BEST |= {f"jet_response_{name}_pt_{low:.0f}_{high:.0f}": best for low, high in pairwise(PT_BINS) for name, best in _RESPONSE.items()}
 
 
@@ -54,18 +61,6 @@ class Metric:
     @property
     def key(self) -> str:
         return self.name if self.name == VALIDATION_LOSS else f"{_PREFIX}{self.name}"
-
-
-@dataclass(frozen=True)
-class Replicated:
-    """A number and what it is in each bootstrap replica, shape (num_replicas,): differences of two of the same replicas have an error."""
-
-    value: float
-    replicas: Floats
-
-    @property
-    def estimate(self) -> Estimate:
-        return estimate(self.value, self.replicas)
 
 
 @dataclass(frozen=True)
@@ -115,10 +110,15 @@ def find_metric(name: str) -> Metric:
     return Metric(short, _BEST[short])
 
 
-def paired_difference(metric: Metric, a: Replicated, b: Replicated) -> Difference:
-    """The difference of two models on the same events and replicas: what both owe to the events cancels."""
+def paired_difference(metric: Metric, a: Estimate, b: Estimate) -> Difference:
+    """The difference of two models on the same events and replicas: what both owe to the events cancels.
+
+    Numbers without replicas (fractions of 0 or 1) are taken for independent.
+    """
+    if a.replicas is None or b.replicas is None:
+        return independent_difference(metric, a, b)
     improvement = estimate(_improvement(metric, a.value, b.value), _cost(metric, a.replicas) - _cost(metric, b.replicas))
-    return Difference(metric, a.estimate, b.estimate, estimate(b.value - a.value, b.replicas - a.replicas), improvement)
+    return Difference(metric, a, b, estimate(b.value - a.value, b.replicas - a.replicas), improvement)
 
 
 def independent_difference(metric: Metric, a: Estimate, b: Estimate) -> Difference:

@@ -127,6 +127,10 @@ class EvaluationResult:
             flat |= {f"{MLPF}/{name}_seed_spread": spread([v[name] for v in values]) for name in values[0]}
         return flat
 
+    def of_model(self) -> Iterator[tuple[str, Estimate]]:
+        """(metric name, number) of the model, with its replicas."""
+        return named_estimates(self.metrics[MLPF])
+
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """(header, rows) for the terminal: one row per reconstruction, `value ± error`."""
         header = ("", "jet response", "IQR/median", "matched", "spurious", "MET response", "MET σ [GeV]", "visible energy")

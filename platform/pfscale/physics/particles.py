@@ -7,7 +7,7 @@ Definitions, per class c (index 0 means that an element carries no particle):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,17 +70,18 @@ class ParticleResult:
     def to_dict(self) -> dict[str, float]:
         """Flat metric names such as `efficiency_211` -> value and `efficiency_211_error`."""
         flat: dict[str, float] = {}
-        for name, m in self.classes.items():
-            numbers = {
-                "efficiency": m.efficiency,
-                "found_fraction": m.found_fraction,
-                "fake_rate": m.fake_rate,
-                "energy_response_median": m.energy_response.median,
-                "energy_response_iqr": m.energy_response.iqr,
-            }
-            for metric, number in numbers.items():
-                flat[f"{metric}_{name}"], flat[f"{metric}_{name}_error"] = number.value, number.error
+        for name, number in self.named_estimates():
+            flat[name], flat[f"{name}_error"] = number.value, number.error
         return flat
+
+    def named_estimates(self) -> Iterator[tuple[str, Estimate]]:
+        """(metric name, number) of every class."""
+        for name, m in self.classes.items():
+            yield f"efficiency_{name}", m.efficiency
+            yield f"found_fraction_{name}", m.found_fraction
+            yield f"fake_rate_{name}", m.fake_rate
+            yield f"energy_response_median_{name}", m.energy_response.median
+            yield f"energy_response_iqr_{name}", m.energy_response.iqr
 
 
 def particle_table(results: Mapping[str, ParticleResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

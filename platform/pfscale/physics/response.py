@@ -33,7 +33,7 @@ class ResponseSummary:
     @property
     def resolution(self) -> Estimate:
         """The IQR as the width of a Gaussian: IQR / 1.349."""
-        return Estimate(self.iqr.value / IQR_PER_SIGMA, self.iqr.error / IQR_PER_SIGMA)
+        return self.iqr.scaled(1 / IQR_PER_SIGMA)
 
 
 @dataclass(frozen=True)

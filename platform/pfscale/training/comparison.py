@@ -8,26 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from pfscale.errors import InputFileError, ShardError
 from pfscale.models.bundle import Bundle, load_bundle
-from pfscale.physics.bootstrap import Estimate, event_bootstrap
+from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.comparable import Difference, Metric, independent_difference, metrics, paired_difference
-from pfscale.physics.difference import replicated_metrics
-from pfscale.physics.evaluation import Candidates, GenReference
+from pfscale.physics.evaluation import MLPF
 from pfscale.remote import without_secrets
 from pfscale.shards.dataset import EventIndex, load_index, select_events
-from pfscale.shards.ragged import GEN_COLUMNS, INPUT_COLUMNS, RaggedEvents, list_leaves, struct_leaf
-from pfscale.tasks.reconstruction import ReconstructionConfig
-from pfscale.training.inference import event_chunks, run_model
-from pfscale.training.lookup import locate_model, mismatches
+from pfscale.training.evaluate import evaluate_bundle
+from pfscale.training.lookup import locate_model
 
-_BOOTSTRAP_SEED = 1
 _CHANCE = "of two equally good models, one standard deviation is passed by every third metric"
-_JETS, _MET = ("pt", "eta", "phi", "energy"), ("px", "py")
-_PARTICLES = ("px", "py", "pz", "energy", "pdg", "charge")
 
 
 @dataclass(frozen=True)
@@ -143,45 +136,13 @@ def _on_events(
     models: Sequence[_Named], index: EventIndex, split: str, *, shards: str, progress: Callable[[int], None] | None
 ) -> Comparison:
     members = select_events(index, split)
-    found: list[list[Candidates]] = [[] for _ in models]
-    gens: list[GenReference] = []
-    for events in event_chunks(index, members, (*INPUT_COLUMNS, *GEN_COLUMNS), progress=progress):
-        for model, parts in zip(models, found, strict=True):
-            parts.append(run_model(model.bundle.model, events, ReconstructionConfig(**model.card["task"])).candidates)
-        gens.append(_gen_reference(events))
-    gen, bootstrap = _join_gen(gens), event_bootstrap(len(members), seed=_BOOTSTRAP_SEED)
-    starts = np.cumsum([0, *(part.num_events for part in gens[:-1])])
-    a, b = (replicated_metrics(_join(parts, starts), gen, bootstrap) for parts in found)
+    evaluations = [evaluate_bundle(model.bundle, index, members, title=model.name, progress=progress) for model in models]
+    a, b = ({**dict(e.result.of_model()), **dict(e.particles[MLPF].named_estimates())} for e in evaluations)
     differences = (paired_difference(metric, a[metric.name], b[metric.name]) for metric in metrics() if metric.name in a)
     known = tuple(d for d in differences if math.isfinite(d.a.value) and math.isfinite(d.b.value))
-    notes: dict[str, None] = {}
-    for model in models:
-        mismatched = mismatches(model.card, detector=index.manifest.detector, simulation=index.manifest.simulation, what="the shards")
-        notes |= dict.fromkeys(f"{model.name}: {text}" for text in mismatched)
-    names = [model.name for model in models]
-    return Comparison(names[0], names[1], known, _told(len(members), split, shards, index), tuple(notes))
+    notes = dict.fromkeys(f"{model.name}: {note}" for model, e in zip(models, evaluations, strict=True) for note in e.notes)
+    return Comparison(models[0].name, models[1].name, known, _told(len(members), split, shards, index), tuple(notes))
 
 
 def _told(num_events: int, split: str, shards: str, index: EventIndex) -> str:
     return f"{num_events} {split} events of {without_secrets(shards)}, data {index.manifest.hash[:16]}"
-
-
-def _gen_reference(events: RaggedEvents) -> GenReference:
-    offsets, jets = list_leaves(events.table, "gen_jet")
-    event = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    met = {f"met_{axis}": struct_leaf(events.table, "gen_met", axis) for axis in _MET}
-    return GenReference(num_events=events.num_events, jet_event=event, **{f"jet_{name}": jets[name] for name in _JETS}, **met)
-
-
-def _join(parts: Sequence[Candidates], starts: np.ndarray) -> Candidates:
-    """All chunks' candidates as one, events numbered through."""
-    event = np.concatenate([part.event + start for part, start in zip(parts, starts, strict=True)])
-    return Candidates(event, **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _PARTICLES})
-
-
-def _join_gen(gens: Sequence[GenReference]) -> GenReference:
-    starts = np.cumsum([0, *(gen.num_events for gen in gens[:-1])])
-    event = np.concatenate([gen.jet_event + start for gen, start in zip(gens, starts, strict=True)])
-    names = [*(f"jet_{name}" for name in _JETS), *(f"met_{axis}" for axis in _MET)]
-    arrays = {name: np.concatenate([getattr(gen, name) for gen in gens]) for name in names}
-    return GenReference(num_events=sum(gen.num_events for gen in gens), jet_event=event, **arrays)

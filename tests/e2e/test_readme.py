@@ -34,15 +34,13 @@ def test_every_command_of_the_tour_works(tmp_path: Path) -> None:
             command, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-def test_the_readmes_python_reads_what_the_tour_wrote() -> None:
-    """Catches a snippet that no longer fits the files: it is compiled, and its file name is the one that `reconstruct` writes."""
-    text = (ROOT / "README.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    compile(snippet, "README.md", "exec")
-    source = next(command for command in tour() if command.startswith("pfscale reconstruct")).split()[3]
-    assert f"{Path(source).name.removesuffix('.root')}.candidates.parquet" in snippet
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        command = [sys.executable, "-c", snippet]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, f"{snippet}\n{done.stderr}"
 
 
 def test_the_folders_in_the_map_exist() -> None:

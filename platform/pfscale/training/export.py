@@ -1,6 +1,6 @@
 """A trained model as one ONNX file for onnxruntime, compared with the model itself before anybody gets it.
 
-    pfscale export models:/mlpf-clic@candidate SHARDS -o model.onnx      a minute; relative differences of 1e-6
+    pfscale export models:/mlpf-clic@candidate SHARDS -o model.onnx      half a minute of CPU time; relative differences of 1e-5
 
 Inputs, outputs and metadata of the file: `pfscale.models.onnx_model`, which also runs it (`OnnxModel`).
 """

@@ -39,7 +39,16 @@ from pfscale.training.pyfunc import PYFUNC
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
 from pfscale.training.stopping import stop_on_sigterm
-from pfscale.training.storage import claimed, read_finished, require_same_place, storage_folder, wait_for_workers, working, write_finished
+from pfscale.training.storage import (
+    claimed,
+    delete_uncommitted,
+    read_finished,
+    require_same_place,
+    storage_folder,
+    wait_for_workers,
+    working,
+    write_finished,
+)
 from pfscale.training.validation import validation_events
 
 _log = logging.getLogger(__name__)
@@ -242,6 +251,7 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
     )
     wait_for_workers(folder)
+    delete_uncommitted(folder)
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -255,6 +265,7 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
         raise death from error
     if isinstance(result.return_value, TrainingError):
         raise result.return_value
+    delete_uncommitted(folder)  # of workers that died while this driver lived
     return result
 
 

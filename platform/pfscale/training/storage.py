@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,19 @@ def wait_for_workers(folder: Path, *, patience: float = 60.0) -> None:
                     hint = "their driver is gone: end the processes ray::RayTrainWorker, then repeat the command"
                     raise ResourceError("workers of an earlier attempt still train here", where=str(folder), hint=hint) from None
                 time.sleep(0.1)
+
+
+def delete_uncommitted(folder: Path) -> None:
+    """Deletes checkpoints whose workers were killed before they were committed: Ray's record does not know them, so they would stay.
+
+    Nobody may train in the run's folder meanwhile.
+    """
+    of_workers = folder.parent / f"{folder.name}-train"
+    record = of_workers / "checkpoint_manager_snapshot.json"
+    committed = record.read_text() if record.is_file() else ""
+    for checkpoint in of_workers.glob("checkpoint_*/"):
+        if f'"{checkpoint.name}"' not in committed:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def require_same_place(folder: Path, num_workers: int) -> None:

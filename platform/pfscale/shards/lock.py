@@ -243,4 +243,4 @@ def _told(holder: dict[str, Any]) -> str:
 
 
 def _busy(where: str, holder: dict[str, Any], hint: str) -> ResourceError:
-    return ResourceError(f"another {holder.get('verb', 'process')} is at work in this folder ({_told(holder)})", where=where, hint=hint)
+    return ResourceError(f"another {holder.get('verb', 'ingest')} is at work in this folder ({_told(holder)})", where=where, hint=hint)

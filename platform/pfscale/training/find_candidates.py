@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pfscale import __version__
 from pfscale.edm4hep.candidate_writer import clusters_per_collection
@@ -109,12 +113,13 @@ def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, pr
     Raises:
         ResourceError: the disk is full, or the source or the folder cannot be reached; nothing is left behind.
     """
-    version = digest = ""
+    unchanged: Callable[[], None] | None = None
     try:
         version = file_version(path)
         with open_source(path) as source:
             detector = plan.detector_of(source)
             size, digest = source_digest(path)
+            unchanged = functools.partial(require_unchanged, path, version=version, digest=digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
             record = CandidateFile(
                 file=plan.file_of(path),
                 identity=plan.identity(base_name(path), digest, detector.name),
@@ -126,36 +131,32 @@ def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, pr
                 simulation=source.metadata.get("simulation", detector.simulation),
             )
             done = read_record(folder, record.file, plan.file_format) if folder.exists(record.file) else None
-            return (
-                done
-                if done and done.identity == record.identity
-                else _write(path, source, detector, plan, bundle, folder, record, version, progress)
-            )
+            if done is not None and done.identity == record.identity:
+                return done
+            return _write(source, record, plan, bundle, folder, unchanged, progress)
     except InputFileError as error:
         error = not_the_network(path, error)
-        if digest:  # a file that is being written looks damaged
-            try:
-                require_unchanged(path, version=version, digest=digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
-            except InputFileError as changed:
-                error = changed
+        try:
+            if unchanged is not None:
+                unchanged()  # a file that is being written looks damaged
+        except InputFileError as changed:
+            error = changed
         return quarantine(path, error)
 
 
 def _write(
-    path: str,
     source: EventSource,
-    detector: Detector,
+    record: CandidateFile,
     plan: Plan,
     bundle: Bundle,
     folder: Folder,
-    record: CandidateFile,
-    version: str,
+    require_same: Callable[[], None],
     progress: Callable[[int], None] | None,
 ) -> CandidateFile:
-    task = ReconstructionConfig(**bundle.card["task"])
+    """The record with its counts, when the file of candidates is complete."""
+    task, detector = ReconstructionConfig(**bundle.card["task"]), find_detector(record.detector)
     width = bundle.model.config.width if plan.latents else None
     num_candidates, unusable = 0, []
-    about = {"detector": record.detector, "simulation": record.simulation, "model": plan.model, "model_hash": plan.model_hash}
     with (
         candidate_writer(folder, record.file, plan.file_format, detector, width=width) as writer,
         closing(ahead(_parts(source, detector, with_counts=plan.file_format == "root"), PARTS_AHEAD)) as parts,
@@ -168,14 +169,15 @@ def _write(
             unusable += [(event.entry, event.reason) for event in part.dropped]
             if progress is not None:
                 progress(events.num_events)
-        require_unchanged(path, version=version, digest=record.digest, whole_limit=WHOLE_LIMIT, hint=AGAIN)
-        found = {"num_events": source.num_entries, "num_candidates": num_candidates, "unusable": tuple(unusable)}
-        record = record.model_copy(update=found)
+        require_same()
+        counts = {"num_events": source.num_entries, "num_candidates": num_candidates, "unusable": tuple(unusable)}
+        record = record.model_copy(update=counts)
+        about = {"detector": record.detector, "simulation": record.simulation, "model": plan.model, "model_hash": plan.model_hash}
         writer.finish(record, {**about, "pfscale": __version__})
     return record
 
 
-def _parts(source: EventSource, detector: Detector, *, with_counts: bool) -> Iterator[tuple[EventTable, Any]]:
+def _parts(source: EventSource, detector: Detector, *, with_counts: bool) -> Iterator[tuple[EventTable, NDArray[np.int64] | None]]:
     """The events of a source part by part, and the clusters per collection where asked for."""
     start = 0
     for part in stream_events(source, detector, 0, source.num_entries, with_truth=False):

@@ -78,11 +78,6 @@ class Standardise(nn.Module):
         self.register_buffer("mean_2F", torch.zeros(2, NUM_FEATURES))
         self.register_buffer("std_2F", torch.ones(2, NUM_FEATURES))
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether mean and width are those of some data, and not what they start as."""
-        return bool((self.mean_2F != 0).any() or (self.std_2F != 1).any())
-
     def transform(self, features: Tensor, is_track: Tensor) -> Tensor:
         """The fixed transforms alone; features (..., F), is_track (...); NaN stays NaN."""
         row = is_track.long()

@@ -126,9 +126,6 @@ def _loaded(model: str, tracking_uri: str, *, detector: str | None, **options: A
     """
     place, address = locate_model(model, tracking_uri=tracking_uri)
     bundle = load_bundle(place)
-    if not bundle.model.encoder.standardise.is_fitted:
-        hint = "it was never trained, or its file was made by something else: pfscale pretrain writes the normalisation into the model"
-        raise InputFileError("the model has no input normalisation", where=model, hint=hint)
     parts = (weights_digest(place), bundle.model.config.model_dump(mode="json"), bundle.card["task"])
     plan = Plan(address, content_hash("model", *parts), bundle.card["detector"], detector, **options)
     find_detector(detector or plan.trained_on)

@@ -138,8 +138,8 @@ def resolved(config: AnyTrainingConfig, model: MlpfConfig) -> AnyTrainingConfig:
 
 
 def default_learning_rate(width: int) -> float:
-    """Peak learning rate for a model of this width: 2e-3 up to width 64, falling with its square root."""
-    return float(f"{2e-3 * min(1.0, 64 / width) ** 0.5:.3g}")
+    """Peak learning rate for a model of this width: 4e-3 up to width 128, falling as 1 / width; see the study in tests/benchmarks."""
+    return float(f"{4e-3 * min(1.0, 128 / width):.3g}")
 
 
 def loggable(config: AnyConfig) -> AnyConfig:

@@ -52,7 +52,7 @@ from pfscale.training.storage import (
 from pfscale.training.validation import validation_events
 
 _log = logging.getLogger(__name__)
-TRAINING_VERSION = "3"  # to be raised when the same config and data give other weights: old runs then count as other runs
+TRAINING_VERSION = "4"  # to be raised when the same config and data give other weights: old runs then count as other runs
 _FINAL_PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
 
 

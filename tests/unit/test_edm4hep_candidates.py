@@ -301,7 +301,8 @@ def random_links(rng: np.random.Generator) -> Event:
     for relation, count in counts.items():
         ends = np.cumsum(count).tolist()
         members |= {f"{relation}_begin": (np.cumsum(count) - count).tolist(), f"{relation}_end": ends}
-    numbers = {name: [1.0] * candidates for name in ("charge", "energy", "momentum.x", "momentum.y", "momentum.z")}
+    numbers = {name: [1.0] * candidates for name in ("charge", "energy", "momentum.z")}
+    numbers |= {f"momentum.{axis}": rng.uniform(1, 9, candidates).tolist() for axis in "xy"}  # not all off alike, as in another field
     event["ReconstructedParticles"] = {"PDG": [22] * candidates, **numbers, **members}
     event["_ReconstructedParticles_tracks"] = references("EFlowTrack", *rng.integers(0, 2, counts["tracks"].sum()).tolist())
     chosen = [all_clusters[i] for i in rng.integers(0, max(len(all_clusters), 1), counts["clusters"].sum())]

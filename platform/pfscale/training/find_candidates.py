@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pfscale.edm4hep.reader import EventSource, open_source, require_detector
 from pfscale.errors import InputFileError
 from pfscale.models.bundle import Bundle
 from pfscale.remote import base_name, without_secrets
-from pfscale.shards.events import EXTRACTION_VERSION, EventTable, stream_events
+from pfscale.shards.events import EXTRACTION_VERSION, EventTable, extract_events, stream_events
 from pfscale.shards.manifest import QuarantinedSource, content_hash
 from pfscale.shards.ragged import from_arrow
 from pfscale.shards.sources import file_digest, file_version, not_the_network, quarantine, require_unchanged
@@ -29,6 +29,7 @@ from pfscale.training.candidate_files import CANDIDATES_VERSION, CandidateFile, 
 from pfscale.training.inference import run_model
 
 PARTS_AHEAD = 1  # of a file, made in a thread while the network works on the one before; each is bounded in memory
+EVENTS_TO_TELL = 16  # whether a file is of the detector that it is taken for: hundreds of tracks
 WHOLE_LIMIT = 2**20  # bytes; reading and hashing all of a larger file costs a tenth of what its features cost
 AGAIN = "run the same command again"
 Outcome = CandidateFile | QuarantinedSource  # a source that cannot be used is an outcome, too
@@ -178,8 +179,10 @@ def _write(
 
 
 def _parts(source: EventSource, detector: Detector, *, with_counts: bool) -> Iterator[tuple[EventTable, NDArray[np.int64] | None]]:
-    """The events of a source part by part, and the clusters per collection where asked for."""
-    start = 0
+    """The events of a source part by part, without rule-based candidates, and the clusters per collection where asked for."""
+    if "detector" not in source.metadata:  # then its rule-based candidates tell, whose momenta a wrong field contradicts
+        extract_events(source, detector, 0, min(EVENTS_TO_TELL, source.num_entries), with_truth=False)
+    detector, start = replace(detector, baseline=()), 0
     for part in stream_events(source, detector, 0, source.num_entries, with_truth=False):
         stop = start + part.table.num_rows
         yield part, clusters_per_collection(source, detector, start, stop) if with_counts else None

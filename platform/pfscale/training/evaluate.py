@@ -25,7 +25,7 @@ from pfscale.tracking.registry import ModelVersion
 from pfscale.tracking.runs import jsonable, tracker_of_run
 from pfscale.training.inference import event_chunks, run_model
 from pfscale.training.lookup import locate_model, mismatches, registered_version
-from pfscale.training.reconstructions import evaluation_columns, joined, joined_particles, reconstructions_of
+from pfscale.training.reconstructions import evaluation_columns, joined, joined_particles, model_alone, reconstructions_of
 
 if TYPE_CHECKING:
     from pfscale.report.style import Drawn
@@ -145,9 +145,13 @@ def evaluate_bundle(
     *,
     title: str,
     other_seeds: Sequence[Bundle] = (),
+    is_alone: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """As `evaluate`, for a loaded model and chosen events; nothing is logged.
+
+    Args:
+        is_alone: whole events of the model only, without what it is compared with: a fraction of the time.
 
     Raises:
         ShardError: the shards hold no truth to compare with.
@@ -160,7 +164,8 @@ def evaluate_bundle(
     parts, seeds = [], []
     for events in event_chunks(index, members, evaluation_columns(has_baseline=manifest.has_baseline), progress=progress):
         predicted = run_model(bundle.model, events, ReconstructionConfig(**bundle.card["task"])).candidates
-        parts.append(reconstructions_of(events, predicted, has_baseline=manifest.has_baseline))
+        compared = model_alone(events, predicted) if is_alone else reconstructions_of(events, predicted, has_baseline=manifest.has_baseline)
+        parts.append(compared)
         seeds.append([run_model(other.model, events, ReconstructionConfig(**other.card["task"])).candidates for other in other_seeds])
     sample = joined(parts)
     sizes = [part.gen.num_events for part in parts]

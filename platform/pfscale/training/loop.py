@@ -210,7 +210,8 @@ class _Training:
         model = Mlpf(self.inputs.model)
         model.load_state_dict(model_weights(weights))
         card = {"task": self.config.task.model_dump(mode="json"), **_data_of(self.index)}
-        found = evaluate_bundle(Bundle(model.eval(), card), self.index, self.validation.sample(_PHYSICS_EVENTS), title="").metrics
+        sample = self.validation.sample(_PHYSICS_EVENTS)
+        found = evaluate_bundle(Bundle(model.eval(), card), self.index, sample, title="", is_alone=True).metrics
         logged = {name: found[name] for name in _PHYSICS_METRICS if math.isfinite(found.get(name, math.nan))}
         if self.logger is not None:
             self.logger.log_metrics(logged, step=self.state.step)

@@ -44,6 +44,11 @@ def evaluation_columns(*, has_baseline: bool) -> tuple[str, ...]:
     return (*INPUT_COLUMNS, *TARGET_COLUMNS, *GEN_COLUMNS, *_VISIBLE_COLUMNS, *(BASELINE_COLUMNS if has_baseline else ()))
 
 
+def model_alone(events: RaggedEvents, predicted: Candidates) -> Reconstructions:
+    """The model's candidates with the truth of whole events, and nothing beside them."""
+    return Reconstructions({MLPF: predicted}, {}, gen_reference(events))
+
+
 def reconstructions_of(events: RaggedEvents, predicted: Candidates, *, has_baseline: bool) -> Reconstructions:
     """The model's candidates beside truth targets, bare clusters and, where the file has one, the rule-based reconstruction."""
     found: dict[str, Particles] = {MLPF: predicted, TRUTH_TARGETS: truth_candidates(events)}

@@ -363,7 +363,9 @@ def evaluate(
 @app.command()
 def report(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="models:/name@alias, name/3, a model folder, a run's id or name")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file to write")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", parser=local_folder, help="HTML file to write")] = Path(
+        "report.html"
+    ),
     shards: Annotated[
         Path | None, typer.Option(metavar="DIR", help="shards to evaluate the model on; default: those it was trained on")
     ] = None,
@@ -485,7 +487,7 @@ def models_compare(
 def models_promote(
     name: Annotated[str, typer.Argument(metavar="NAME", help="name@candidate or name/3")],
     shards: EventShards = None,
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    split: Annotated[str, typer.Option(help="train, validation or test; the test split is for the winner's figures")] = "validation",
     metric: Annotated[str, typer.Option(help="what it must be better by; models compare lists them")] = "jet_response_iqr_over_median",
     sigmas: Sigmas = 1.0,
     force: Annotated[bool, typer.Option("--force", help="promote it in any case; needs --reason")] = False,

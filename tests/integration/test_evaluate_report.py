@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 from pfscale.config import RunConfig
 from pfscale.errors import ModelNotFoundError, NotEnoughDataError, OutputExistsError, PfscaleError, ShardError
 from pfscale.models.mlpf import MlpfConfig
-from pfscale.report.html import Page, PageCode, PageSection, PageTable, render_page
+from pfscale.physics.evaluation import Candidates, GenReference, evaluate_events
+from pfscale.physics.jets import cluster_jets
+from pfscale.report.html import Page, PageCode, PageFigure, PageSection, PageTable, render_page
 from pfscale.shards.dataset import load_index
-from pfscale.tracking.records import find_run, runs_below
+from pfscale.tracking.records import find_run
 from pfscale.training.config import DataConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.evaluate import evaluate
 from pfscale.training.finetune import FinetuneConfig, finetune
@@ -58,10 +61,12 @@ class Links(HTMLParser):
         super().__init__()
         self.addresses: list[str] = []
         self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.attributes += attrs
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
 
 
@@ -72,7 +77,10 @@ def test_an_evaluation_is_logged_below_the_run_that_trained_the_model(
     shards = make_shards(detector="cld")
     found = [evaluate("models:/mlpf-cld@candidate", shards, tracking_uri=run_config.tracking_uri) for _ in range(2)]
     assert found[0].metrics == pytest.approx(found[1].metrics, nan_ok=True)
-    (record,) = runs_below(find_run(run_config.tracking_uri, trained[2].run_id))
+    record = find_run(run_config.tracking_uri, "evaluate mlpf-cld/2 test")
+    assert record.tags["mlflow.parentRunId"] == trained[2].run_id
+    runs = MlflowClient(run_config.tracking_uri).search_runs([record.tracker.experiment_id])
+    assert sum(run.info.run_name == record.name for run in runs) == 1
     assert record.tags["pfscale.model"] == "models:/mlpf-cld/2"
     assert record.metrics["mlpf/met_resolution"] == pytest.approx(found[0].metrics["mlpf/met_resolution"])
     assert record.metrics["mlpf/efficiency_211"] == pytest.approx(found[0].metrics["mlpf/efficiency_211"])
@@ -110,6 +118,8 @@ def test_seeds_give_a_spread(trained: list[Run], make_shards: Callable[..., Path
     assert both["mlpf/met_resolution_seed_spread"] == pytest.approx(np.std(alone, ddof=1))
     with pytest.raises(PfscaleError, match="not another seed"):
         evaluate(first, shards, other_seeds=[str(trained[0].checkpoint)], tracking_uri=run_config.tracking_uri)
+    with pytest.raises(PfscaleError, match="there already"):
+        evaluate(first, shards, other_seeds=[first], tracking_uri=run_config.tracking_uri)
 
 
 def rewritten(shards: Path, target: Path, *, tables: list[pa.Table], **manifest: object) -> Path:
@@ -155,7 +165,9 @@ def test_events_without_elements_and_with_one(
     assert load_index(few).num_elements[:2].tolist() == [0, 1]
     found = evaluate(str(trained[1].checkpoint), few, tracking_uri=run_config.tracking_uri)
     assert found.result.num_events == 40
-    assert np.isfinite(found.metrics["mlpf/met_resolution"])
+    others = rewritten(make_shards(detector="cld"), tmp_path / "others", tables=[table.slice(2)])
+    alone = evaluate(str(trained[1].checkpoint), others, tracking_uri=run_config.tracking_uri)
+    np.testing.assert_allclose(found.met_residual[2:], alone.met_residual, rtol=1e-4, atol=1e-4)
 
 
 def test_the_report_of_a_model_needs_nothing_but_itself(trained: list[Run], tmp_path: Path, run_config: RunConfig) -> None:
@@ -193,30 +205,44 @@ def test_reports_that_cannot_be_made(trained: list[Run], tmp_path: Path, run_con
         report("mlpf-cdl@candidate", tmp_path / "report.html", tracking_uri=run_config.tracking_uri)
     with pytest.raises(OutputExistsError):
         report("models:/mlpf-cld/2", tmp_path, tracking_uri=run_config.tracking_uri)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "index.html").write_text("<html>mine</html>")
+    with pytest.raises(OutputExistsError, match="no report of ours"):
+        report("models:/mlpf-cld/2", tmp_path / "index.html", tracking_uri=run_config.tracking_uri)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_page_escapes_what_it_shows() -> None:
     """Would catch a config or a file name that becomes part of the page."""
     evil = "<script>alert(1)</script>"
-    section = PageSection(evil, [evil], [PageTable([evil], [[evil]])], (), [PageCode(evil, evil, is_folded=True)])
+    figure = PageFigure(f'x" onload="{evil}', f'"{evil}', "<svg/>", "{}")
+    section = PageSection(evil, [evil], [PageTable([evil], [[evil]])], [figure], [PageCode(evil, evil, is_folded=True)])
     text = render_page(Page(evil, evil, [evil], [evil], [section], evil))
     assert "script" not in Links(text).tags
+    assert "onload" not in [name for name, _ in Links(text).attributes]
 
 
 def test_verdicts_say_which_is_better_only_beyond_the_uncertainty() -> None:
-    """Would catch a difference within the errors sold as a gain, and a better model called wider."""
+    """Would catch a difference within the errors sold as a gain, a better model called worse, and an unknown error taken for none."""
+    rng = np.random.default_rng(1)
+    event = np.repeat(np.arange(300), 8)
+    p = rng.normal(size=(3, len(event))) * 20
+    energy = np.linalg.norm(p, axis=0)
+    met = [-np.bincount(event, component, 300) for component in p[:2]]
+    jets = cluster_jets(num_events=300, event=event, px=p[0], py=p[1], pz=p[2], energy=energy)
+    gen = GenReference(300, jets.event, jets.pt, jets.eta, jets.phi, jets.energy, *met)
+
+    def smeared(width: float) -> Candidates:
+        factor = rng.normal(1, width, len(event))
+        return Candidates(event, *(p * factor), energy * factor, np.full(len(event), 22), np.zeros(len(event)))
 
     def said(mlpf: float, rule_based: float) -> str:
-        name = "jet_response_iqr_over_median"
-        values = {f"mlpf/{name}": mlpf, f"mlpf/{name}_error": 0.01, f"rule_based/{name}": rule_based, f"rule_based/{name}_error": 0.01}
-        (line,) = verdicts(values)
-        return line
+        candidates = {"mlpf": smeared(mlpf), "rule-based": smeared(rule_based), "truth targets": smeared(0.0)}
+        return verdicts(evaluate_events(candidates, gen, seed=1))[1]
 
-    assert "no difference" in said(0.10, 0.105)
-    assert "2.00 times as wide" in said(0.20, 0.10)
-    assert "narrower by 50%" in said(0.10, 0.20)
-    assert verdicts({}) == []
+    assert "no difference beyond" in said(0.2, 0.2)
+    assert "the baseline is better" in said(0.3, 0.1)
+    assert "MLPF is better" in said(0.1, 0.3)
+    assert "ceiling 0.00" in said(0.1, 0.3)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look at the page with")
@@ -225,21 +251,16 @@ def test_the_report_in_a_browser(trained: list[Run], tmp_path: Path, run_config:
     assert trained
     path = report("models:/mlpf-cld/2", tmp_path / "report.html", tracking_uri=run_config.tracking_uri)
     look = (
-        "<script>onload = () => { document.title = JSON.stringify({wide: document.documentElement.scrollWidth - innerWidth,"
-        " dark: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, all: document.images.length}) }</script>"
+        "<script>onload = () => parent.postMessage({wide: document.documentElement.scrollWidth - innerWidth, width: innerWidth,"
+        " dark: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, all: document.images.length}, '*')</script>"
     )
     (tmp_path / "looked.html").write_text(path.read_text().replace("</body>", look + "</body>"))
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=500,900",
-        "--virtual-time-budget=20000",
-        "--dump-dom",
-    ]
-    dom = subprocess.run([*command, f"file://{tmp_path}/looked.html"], capture_output=True, text=True, timeout=120, check=True).stdout
+    listen = "<script>onmessage = e => { document.title = JSON.stringify(e.data) }</script>"
+    (tmp_path / "phone.html").write_text(f'<title></title>{listen}<iframe width=390 height=800 src="looked.html"></iframe>')
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    dom = subprocess.run([*command, f"file://{tmp_path}/phone.html"], capture_output=True, text=True, timeout=120, check=True).stdout
     seen = json.loads(dom.partition("<title>")[2].partition("</title>")[0].replace("&quot;", '"'))
     assert seen["dark"] == 0
     assert seen["all"] >= 14
     assert seen["wide"] <= 0
+    assert seen["width"] <= 390

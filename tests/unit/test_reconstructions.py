@@ -39,7 +39,7 @@ def test_rule_based_candidates_are_found_at_their_elements(events: RaggedEvents)
         for candidate in row["baseline"]:
             tracks, clusters = candidate["track_index"], candidate["cluster_index"]
             if tracks:
-                element = max(tracks, key=lambda i: row["track"][i]["pt"])
+                element = max(tracks, key=lambda i: row["track"][i]["p"])
             elif clusters:
                 element = len(row["track"]) + max(clusters, key=lambda i: row["cluster"][i]["energy"])
             else:

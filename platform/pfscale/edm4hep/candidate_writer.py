@@ -129,7 +129,7 @@ def _columns(events: CandidateEvents, detector: Detector) -> Columns:
         f"{COLLECTION}.energy": (counts, events.energy),
         f"{COLLECTION}.charge": (counts, events.charge.astype(np.float32)),
         f"{COLLECTION}.mass": (counts, mass.astype(np.float32)),
-        f"{COLLECTION}.goodnessOfPID": (counts, events.scores.max(axis=1, initial=0.0).astype(np.float32)),
+        f"{COLLECTION}.goodnessOfPID": (counts, events.scores[:, 1:].max(axis=1, initial=0.0).astype(np.float32)),
     }
     columns |= vector(f"{COLLECTION}.momentum", counts, events.momentum, np.float32)
     columns |= vector(f"{COLLECTION}.referencePoint", counts, np.zeros_like(events.momentum), np.float32)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from particle.pdgid import literals as pid
 
-from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap, ratio
+from pfscale.physics.bootstrap import Estimate, EventBootstrap, event_bootstrap
 from pfscale.physics.jets import MIN_JET_PT, cluster_jets
 from pfscale.physics.kinematics import Floats, cartesian, invariant_mass, sum_per_event
 from pfscale.physics.matching import match_jets
 from pfscale.physics.met import MetMetrics, evaluate_met, missing_momentum
 from pfscale.physics.ragged import Indices
-from pfscale.physics.rates import BinnedRate, rate_in_bins
+from pfscale.physics.rates import BinnedRate, rate, rate_in_bins
 from pfscale.physics.response import ETA_BINS, PT_BINS, BinnedResponse, ResponseSummary, response, summarise, summarise_in_bins
 
 # The reconstructions that figures and tables know by role; any other key is fine too.
@@ -236,15 +236,14 @@ def evaluate_jets(particles: Candidates, gen: GenReference, bootstrap: EventBoot
     energy_response = response(jets.energy[matches.reco], np.asarray(gen.jet_energy)[matches.gen])
     is_matched, is_spurious = np.zeros(len(gen_event), np.bool_), np.ones(len(jets), np.bool_)
     is_matched[matches.gen], is_spurious[matches.reco] = True, False
-    num_matched, num_gen, num_reco = (np.bincount(e, minlength=gen.num_events) for e in (event, gen_event, jets.event))
-    fractions = ratio(np.stack([num_matched, num_reco - num_matched], axis=1), np.stack([num_gen, num_reco], axis=1), bootstrap)
+    all_gen, all_reco = np.ones(len(gen_event), np.bool_), np.ones(len(jets), np.bool_)
     return JetMetrics(
         response=summarise(pt_response, event, bootstrap),
         energy_response=summarise(energy_response, event, bootstrap),
         vs_pt=summarise_in_bins(pt_response, event, gen_pt, bootstrap, edges=PT_BINS, variable="gen jet pt", unit="GeV"),
         vs_eta=summarise_in_bins(pt_response, event, gen_eta, bootstrap, edges=ETA_BINS, variable="gen jet eta", unit=""),
-        matched_fraction=fractions[0],
-        spurious_fraction=fractions[1],
+        matched_fraction=rate(gen_event, is_matched, all_gen, bootstrap),
+        spurious_fraction=rate(jets.event, is_spurious, all_reco, bootstrap),
         matched_fraction_vs_pt=_in_pt_bins(gen_event, is_matched, np.asarray(gen.jet_pt), "gen jet pt", bootstrap),
         spurious_fraction_vs_pt=_in_pt_bins(jets.event, is_spurious, jets.pt, "reconstructed jet pt", bootstrap),
         pt_response=pt_response,

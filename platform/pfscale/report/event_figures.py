@@ -134,13 +134,17 @@ def visible_energy(result: EvaluationResult, *, title: str = "") -> Drawn:
     numbers: dict[str, Any] = {key: {} for key in result.metrics}
     labels = {}
     for key, metrics in result.metrics.items():
-        energy, mass = (f"median {s.median}, IQR {s.iqr}" for s in (metrics.visible_energy, metrics.visible_mass))
-        labels[key] = f"{look(key, among=list(result.metrics)).label}\n  energy: {energy}\n  mass: {mass}"
-    parts = (
+        parts = (
+            ("energy", metrics.visible_energy, metrics.visible_energy_ratios),
+            ("mass", metrics.visible_mass, metrics.visible_mass_ratios),
+        )
+        lines = [f"  {name}: median {s.median}, IQR {s.iqr}{_told_outside(ratios)}" for name, s, ratios in parts]
+        labels[key] = "\n".join([look(key, among=list(result.metrics)).label, *lines])
+    panels = (
         (top, "energy", {key: (m.visible_energy_ratios, m.visible_energy) for key, m in result.metrics.items()}),
         (bottom, "mass", {key: (m.visible_mass_ratios, m.visible_mass) for key, m in result.metrics.items()}),
     )
-    for axes, name, ratios in parts:
+    for axes, name, ratios in panels:
         for key, drawn in _ratio_histograms(axes, ratios, labels).items():
             numbers[key][name] = drawn
         axes.set_ylabel(f"Fraction of events / {_bin_width():.3f}")
@@ -186,8 +190,16 @@ def _curves(
 
 
 def _response_label(key: str, summary: ResponseSummary, result: EvaluationResult) -> str:
-    style, total = look(key, among=list(result.metrics)), summary.count
-    return f"{style.label}\n  median {summary.median}\n  IQR/median {summary.iqr_over_median}\n  {total} matched jets"
+    style, outside = look(key, among=list(result.metrics)), _told_outside(result.metrics[key].jets.pt_response)
+    return f"{style.label}\n  median {summary.median}\n  IQR/median {summary.iqr_over_median}\n  {summary.count} matched jets{outside}"
+
+
+def _told_outside(ratios: NDArray[np.float64]) -> str:
+    """The fraction of the values that the axis does not show, in words; empty where it shows all."""
+    low, high, _ = RESPONSE_RANGE
+    finite = ratios[np.isfinite(ratios)]
+    outside = float(np.mean((finite < low) | (finite >= high))) if len(finite) else 0.0
+    return f", {outside:.1%} outside" if outside else ""
 
 
 def _ratio_histograms(
@@ -205,8 +217,7 @@ def _ratio_histograms(
         if inside:
             height, bars = histogram.values() / total, np.sqrt(histogram.values()) / total
             peaks.append(height.max())
-            label = f"{labels[key]}, {1 - inside / total:.1%} outside" if inside < total else labels[key]
-            look_of = {"color": style.colour, "linestyle": style.line, "label": label}
+            look_of = {"color": style.colour, "linestyle": style.line, "label": labels[key]}
             mplhep.histplot(height, histogram.axes[0].edges, yerr=bars, ax=axes, histtype="step", **look_of)
         counted = {"edges": histogram.axes[0].edges, "counts": histogram.values(), "outside_range": total - inside}
         numbers[key] = summary_numbers(summary) | counted

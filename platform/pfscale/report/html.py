@@ -8,13 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import matplotlib
 
 from pfscale.report.style import Drawn
 
+GENERATOR = "pfscale report"  # by which a page is known to be ours
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -81,7 +81,7 @@ class Page:
 def render_page(page: Page) -> str:
     """The page as HTML; every text is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text()).render(page=page)
+    return environment.from_string(TEMPLATE.read_text()).render(page=page, generator=GENERATOR)
 
 
 def page_figure(name: str, drawn: Drawn, caption: str, *, is_wide: bool = False) -> PageFigure:
@@ -104,8 +104,3 @@ def _svg_around(encoded: str, png: bytes) -> str:
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header that every PNG begins with
     picture = f'<image width="{width}" height="{height}" href="data:image/png;base64,{encoded}"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">{picture}</svg>'
-
-
-def rows_of(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) rows of a mapping, without those that say nothing."""
-    return [(name, str(value)) for name, value in values.items() if value not in ("", None)]

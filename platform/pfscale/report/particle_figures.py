@@ -65,7 +65,7 @@ def particle_energies(results: Mapping[str, ParticleResult], variable: Variable,
     for axes in figure.axes[::2]:
         axes.axhline(1.0, color="0.7", linewidth=1, zorder=0)
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0.0), min(high, 2.0))
+        axes.set_ylim(max(low, 0.0), high)
     for axes in figure.axes[1::2]:
         axes.set_ylim(bottom=0)
     return figure, numbers

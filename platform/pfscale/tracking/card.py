@@ -77,7 +77,7 @@ def metrics_table(card: Mapping[str, Any]) -> str:
     metrics = card["metrics"]
     known = [key for key in _RECONSTRUCTIONS if any(name.startswith(f"{key}/") for name in metrics)]
     rows = [["", *(_RECONSTRUCTIONS[key] for key in known)]]
-    rows += [[label, *(str(_estimate(metrics, f"{key}/{name}")) for key in known)] for name, label in _ROWS.items()]
+    rows += [[label, *(str(estimate_of(metrics, f"{key}/{name}")) for key in known)] for name, label in _ROWS.items()]
     baseline = "" if "rule_based" in known else " The data hold no rule-based candidates."
     note = f"On {card['measured_on']} of the data above; errors: bootstrap over events. Ceiling: candidates made from the truth targets."
     return f"{_table(rows)}\n\n{note}{baseline}"
@@ -85,10 +85,11 @@ def metrics_table(card: Mapping[str, Any]) -> str:
 
 def metrics_of_note(card: Mapping[str, Any]) -> dict[str, Estimate]:
     """The few metrics of the model by which a list of models is read."""
-    return {name: _estimate(card["metrics"], f"mlpf/{name}") for name in METRICS_OF_NOTE}
+    return {name: estimate_of(card["metrics"], f"mlpf/{name}") for name in METRICS_OF_NOTE}
 
 
-def _estimate(metrics: Mapping[str, float], key: str) -> Estimate:
+def estimate_of(metrics: Mapping[str, float], key: str) -> Estimate:
+    """A metric of a card with its error; NaN where it was not measured."""
     return Estimate(metrics.get(key, math.nan), metrics.get(f"{key}_error", math.nan))
 
 
@@ -129,14 +130,18 @@ def _limits(card: Mapping[str, Any]) -> str:
     detector, simulation = card["detector"], card["simulation"]
     kinds = {"builtin": "the built-in simulation (parametrised, no Geant4)", "geant4": "full simulation", "fast": "fast simulation"}
     lines = [
-        f"Learned from {kinds.get(simulation, simulation)} of {detector} only: not for other detectors, other simulation or recorded data "
-        "without measuring it there (`pfscale evaluate`) or transferring it (`pfscale finetune`).",
+        f"Learned from {kinds.get(simulation, simulation)} of {detector}{_and_before(card)}: not for other detectors, other simulation or "
+        "recorded data without measuring it there (`pfscale evaluate`) or transferring it (`pfscale finetune`).",
         f"The metrics are of {card['process']} events; jets and particles of other processes, energies or polar angles may be worse.",
         "Scores are the network's probabilities and are not calibrated.",
     ]
     if simulation == "builtin":
         lines.append("Its figures say nothing about a real detector and cannot be compared with published ones.")
     return _list(lines)
+
+
+def _and_before(card: Mapping[str, Any]) -> str:
+    return f", starting from {card['parent']}" if card["parent"] else " only"
 
 
 def _use(card: Mapping[str, Any], name: str) -> str:

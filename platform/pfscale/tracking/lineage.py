@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pfscale.errors import ModelNotFoundError
+from pfscale.errors import ModelNotFoundError, TrackingError
 from pfscale.tracking.registry import resolve
 
 
@@ -42,7 +42,7 @@ def ancestors(tracking_uri: str, parent: str) -> tuple[Ancestor, ...]:
     while parent and parent not in {known.address for known in chain}:
         try:
             version = resolve(tracking_uri, parent)
-        except ModelNotFoundError:
+        except (ModelNotFoundError, TrackingError):  # also: there is no registry here
             chain.append(Ancestor(parent))
             break
         chain.append(described(version.uri, version.tags))

@@ -1,19 +1,24 @@
-"""Reading back what MLflow keeps of a run: parameters, metrics with their histories, artifacts, and the runs below it."""
+"""Reading back what MLflow keeps of a run: parameters, metrics with their histories, artifacts."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pfscale.errors import ModelNotFoundError, closest
-from pfscale.tracking.runs import PARENT_TAG, Tracker
+from pfscale.tracking.runs import Tracker
 from pfscale.tracking.store import open_client, require_store, resolve_uri, tracking_errors
 
-_MAX_RUNS = 1000
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_LATEST = ["attributes.start_time DESC"]
+_RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 
 
 @dataclass(frozen=True)
@@ -65,24 +70,33 @@ def find_run(tracking_uri: str, run: str) -> RunRecord:
     require_store(uri, create=False)
     client = open_client(uri)
     with tracking_errors(uri):
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = client.search_runs(experiments, max_results=_MAX_RUNS, order_by=["attributes.start_time DESC"])
-    found = next((r for r in runs if run in (r.info.run_id, r.info.run_name)), None)
-    if found is None:
-        names = sorted({r.info.run_name for r in runs})
-        near = closest(run, names) or names[:10]
-        raise ModelNotFoundError("no such run", where=run, hint=f"there are: {', '.join(near) or 'none'}")
+        found = _by_id(client, run)
+        if found is None:
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            quoted = run.replace("'", "")
+            named = client.search_runs(experiments, f"attributes.run_name = '{quoted}'", max_results=1, order_by=_LATEST)
+            found = named[0] if named else None
+        if found is None:
+            latest = client.search_runs(experiments, max_results=100, order_by=_LATEST)
+            names = sorted({r.info.run_name for r in latest})
+            known = closest(run, names) or names[:10]
+            raise ModelNotFoundError("no such run", where=run, hint=f"there are: {', '.join(known) or 'none'}")
     return _record(uri, found)
 
 
-def runs_below(record: RunRecord) -> list[RunRecord]:
-    """The runs whose parent is this one, newest first: evaluations of the model that it trained, trials of a sweep."""
-    uri = record.tracker.uri
-    with tracking_errors(uri):
-        found = open_client(uri).search_runs(
-            [record.tracker.experiment_id], f"tags.`{PARENT_TAG}` = '{record.run_id}'", max_results=_MAX_RUNS
-        )
-    return [_record(uri, run) for run in found]
+def _by_id(client: MlflowClient, run_id: str) -> Any | None:
+    """The run with this id, None where there is none or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if not _RUN_ID.match(run_id):
+        return None
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return found if found.info.lifecycle_stage == "active" else None
 
 
 def _record(uri: str, run: Any) -> RunRecord:

@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pfscale import __version__
-from pfscale.errors import TrackingError
+from pfscale.errors import StoppedError, TrackingError
 from pfscale.tracking.store import artifact_root, open_client, require_store, resolve_uri, shown, sqlite_path, store_lock, tracking_errors
 
 if TYPE_CHECKING:
@@ -88,6 +89,20 @@ def tracker_of_run(uri: str, run_id: str) -> Tracker:
     require_store(uri, create=False)
     with tracking_errors(uri):
         return Tracker(uri, str(open_client(uri).get_run(run_id).info.experiment_id))
+
+
+@contextmanager
+def ended(logger: RunLogger) -> Iterator[None]:
+    """Ends the MLflow run, whatever happens: FINISHED, KILLED on Ctrl-C and SIGTERM, FAILED otherwise."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            logger.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
+        except TrackingError as lost:  # must not hide what went wrong
+            warnings.warn(str(lost), RuntimeWarning, stacklevel=2)
+        raise
+    logger.end("FINISHED")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from pfscale.errors import InputFileError, ShardError
 from pfscale.models.bundle import Bundle, load_bundle
-from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.comparable import Difference, Metric, independent_difference, metrics, paired_difference
 from pfscale.physics.evaluation import MLPF
 from pfscale.remote import without_secrets
 from pfscale.shards.dataset import EventIndex, load_index, select_events
+from pfscale.tracking.card import estimate_of
 from pfscale.training.evaluate import evaluate_bundle
 from pfscale.training.lookup import locate_model
 
@@ -121,15 +121,10 @@ def _by_cards(a: _Named, b: _Named) -> Comparison:
                 where=f"{a.name} and {b.name}",
                 hint="give --shards: both then run on the same events",
             )
-    found = [independent_difference(metric, _of_card(a, metric), _of_card(b, metric)) for metric in metrics()]
+    found = [independent_difference(metric, *(estimate_of(model.card["metrics"], metric.key) for model in (a, b))) for metric in metrics()]
     known = tuple(d for d in found if math.isfinite(d.a.value) and math.isfinite(d.b.value))
     note = "from the model cards; errors of the two added in quadrature, too large for the same events: --shards gives the right ones"
     return Comparison(a.name, b.name, known, f"{a.card['measured_on']} of data {a.card['data'][:16]}", (note,))
-
-
-def _of_card(model: _Named, metric: Metric) -> Estimate:
-    values = model.card["metrics"]
-    return Estimate(values.get(metric.key, math.nan), values.get(f"{metric.key}_error", math.nan))
 
 
 def _on_events(

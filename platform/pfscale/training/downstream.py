@@ -22,10 +22,10 @@ from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, struct_leaf
 from pfscale.tasks.missing_momentum import LinearMissingMomentum, MissingMomentumConfig, fit, pooled_features, predict
 from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig
 from pfscale.tracking.registry import register_model, weights_digest
-from pfscale.tracking.runs import Tracker, connect
+from pfscale.tracking.runs import Tracker, connect, ended
 from pfscale.training.config import loggable
 from pfscale.training.inference import event_chunks, run_model
-from pfscale.training.launch import TRAINING_VERSION, ended, flat_params
+from pfscale.training.launch import TRAINING_VERSION, flat_params
 from pfscale.training.lookup import locate_model, mismatches
 from pfscale.training.reconstructions import truth_candidates
 from pfscale.training.run import Run

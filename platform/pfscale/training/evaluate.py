@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from pfscale.errors import OutputExistsError, PfscaleError, ShardError
+from pfscale.errors import OutputExistsError, PfscaleError
 from pfscale.models.bundle import Bundle, load_bundle
 from pfscale.physics.evaluation import MLPF, Candidates, EvaluationResult, GenReference, evaluate_events, flat_key
 from pfscale.physics.met import missing_momentum
@@ -22,10 +23,10 @@ from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.shards.schema import CLASSES
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.tracking.registry import ModelVersion
-from pfscale.tracking.runs import jsonable, tracker_of_run
+from pfscale.tracking.runs import ended, jsonable, tracker_of_run
 from pfscale.training.inference import event_chunks, run_model
 from pfscale.training.lookup import locate_model, mismatches, registered_version
-from pfscale.training.reconstructions import evaluation_columns, joined, joined_particles, model_alone, reconstructions_of
+from pfscale.training.reconstructions import evaluation_columns, joined, joined_particles, model_alone, model_columns, reconstructions_of
 
 if TYPE_CHECKING:
     from pfscale.report.style import Drawn
@@ -54,7 +55,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Flat `mlpf/...`, `truth_targets/...`, `rule_based/...`, `calorimeter_only/...` -> value."""
         of_particles = {
@@ -63,7 +64,7 @@ class Evaluation:
         return {**self.result.to_dict(), **of_particles}
 
     def table(self) -> Group:
-        """Events, then particles: one row per reconstruction (and class), for the terminal."""
+        """Particles, then whole events: one row per reconstruction (and class), for the terminal."""
         header, rows = self.result.table()
         warnings = [f"warning: {note}" for note in self.notes]
         table = Table(*header, title=self.title, caption="\n".join([*warnings, *self.links]) or None)
@@ -77,6 +78,7 @@ class Evaluation:
             particles.add_row(*row)
         return Group(particles, table)
 
+    @cached_property
     def figures(self) -> dict[str, Drawn]:
         """Name -> (figure, its numbers) of everything that can be drawn."""
         from pfscale.report.physics import physics_figures  # not before: workers that only want numbers need no matplotlib
@@ -118,22 +120,22 @@ def evaluate(
     members = select_events(index, split, num_events)
     title = f"{address} on {len(members)} {split} events of {index.manifest.detector}"
     evaluation = evaluate_bundle(bundle, index, members, title=title, other_seeds=others, progress=progress)
-    figures = evaluation.figures()
     version = registered_version(model, tracking_uri=tracking_uri)
-    if version is not None:
-        link = _log(evaluation, figures, version, index, split=split)
-        evaluation = replace(evaluation, links=(link,))
     if output is not None:
-        save_evaluation(evaluation, Path(output), figures=figures)
-    return evaluation
+        save_evaluation(evaluation, Path(output))
+    if version is None:
+        return evaluation
+    return replace(evaluation, links=(_log(evaluation, version, index, split=split, others=others),))
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path, *, figures: Mapping[str, Drawn] | None = None) -> None:
-    """Writes metrics.json, the figures and their numbers into `folder`."""
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Writes metrics.json, the figures and their numbers into `folder`, in place of those of an earlier evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.png"), *folder.glob("*.json")) if (folder / METRICS_FILE).is_file() else ():
+        old.unlink()
     values = jsonable({"title": evaluation.title, "notes": list(evaluation.notes), "metrics": evaluation.metrics})
     (folder / METRICS_FILE).write_text(json.dumps(values, indent=2, sort_keys=True, allow_nan=False))
-    for name, (figure, numbers) in (evaluation.figures() if figures is None else figures).items():
+    for name, (figure, numbers) in evaluation.figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
         (folder / f"{name}.json").write_text(json.dumps(numbers, indent=1, allow_nan=False))
 
@@ -154,15 +156,15 @@ def evaluate_bundle(
         is_alone: whole events of the model only, without what it is compared with: a fraction of the time.
 
     Raises:
-        ShardError: the shards hold no truth to compare with.
+        ShardError: a shard is missing or torn.
     """
-    _require_truth(index)
     manifest = index.manifest
     notes = mismatches(bundle.card, detector=manifest.detector, simulation=manifest.simulation, what="the shards")
-    if not manifest.has_baseline:
+    if not (manifest.has_baseline or is_alone):
         notes = (*notes, "the shards have no rule-based candidates: no baseline")
     parts, seeds = [], []
-    for events in event_chunks(index, members, evaluation_columns(has_baseline=manifest.has_baseline), progress=progress):
+    columns = model_columns() if is_alone else evaluation_columns(has_baseline=manifest.has_baseline)
+    for events in event_chunks(index, members, columns, progress=progress):
         predicted = run_model(bundle.model, events, ReconstructionConfig(**bundle.card["task"])).candidates
         compared = model_alone(events, predicted) if is_alone else reconstructions_of(events, predicted, has_baseline=manifest.has_baseline)
         parts.append(compared)
@@ -190,17 +192,21 @@ def _require_own(folder: Path) -> None:
 
 
 def _require_same_kind(bundle: Bundle, others: Sequence[Bundle], names: Sequence[str]) -> None:
-    """Checks that what is called a seed of the same training may be one."""
+    """Checks that what is called a seed of the same training may be one: all but the seed is the same."""
+    hint = "pfscale models compare sets two different models side by side"
+    seeds = [bundle.card.get("training", {}).get("seed")]
     for other, name in zip(others, names, strict=True):
-        for key in ("detector", "task", "verb"):
+        for key in ("detector", "data", "verb", "parent", "num_train_events", "num_parameters", "task"):
             if other.card.get(key) != bundle.card.get(key):
                 what = f"not another seed of the same training: {key} {other.card.get(key)}, not {bundle.card.get(key)}"
-                raise PfscaleError(what, where=name, hint="pfscale models compare sets two different models side by side")
-
-
-def _require_truth(index: EventIndex) -> None:
-    if not index.num_events:
-        raise ShardError("the data set has no events", where=index.manifest.detector, hint="ingest files that hold events")
+                raise PfscaleError(what, where=name, hint=hint)
+        same, its = ({k: v for k, v in b.card.get("training", {}).items() if k != "seed"} for b in (bundle, other))
+        if same != its:
+            raise PfscaleError(f"not another seed of the same training: {its}, not {same}", where=name, hint=hint)
+        seed = other.card.get("training", {}).get("seed")
+        if seed in seeds:
+            raise PfscaleError(f"seed {seed} is there already", where=name, hint="every seed counts once")
+        seeds.append(seed)
 
 
 def _met_residual(candidates: Candidates, gen: GenReference) -> NDArray[np.float64]:
@@ -208,20 +214,19 @@ def _met_residual(candidates: Candidates, gen: GenReference) -> NDArray[np.float
     return np.hypot(px - gen.met_px, py - gen.met_py)
 
 
-def _log(evaluation: Evaluation, figures: Mapping[str, Drawn], version: ModelVersion, index: EventIndex, *, split: str) -> str:
+def _log(evaluation: Evaluation, version: ModelVersion, index: EventIndex, *, split: str, others: Sequence[Bundle]) -> str:
     """Where the figures are in MLflow, after logging them below the run that trained the model."""
     tracker = tracker_of_run(version.tracking_uri, version.run_id)
     manifest = index.manifest
-    fingerprint = (
-        f"evaluate {EVALUATION_VERSION} {version.uri} {manifest.hash} {split} {len(evaluation.events)} {len(evaluation.result.seeds)}"
-    )
+    trainings = " ".join(str(other.card["fingerprint"]) for other in others)
+    fingerprint = f"evaluate {EVALUATION_VERSION} {version.uri} {manifest.hash} {split} {len(evaluation.events)} {trainings}".strip()
     tags = {"pfscale.verb": "evaluate", "pfscale.model": version.uri, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
     name = f"evaluate {version.name}/{version.version} {split}"
     logger = tracker.start_run(name, fingerprint=fingerprint, tags=tags, parent_run_id=version.run_id)
-    logger.log_metrics({key: value for key, value in evaluation.metrics.items() if np.isfinite(value)}, step=0)
-    logger.log_json({"title": evaluation.title, "notes": list(evaluation.notes), "metrics": evaluation.metrics}, METRICS_FILE)
-    for figure_name, (figure, numbers) in figures.items():
-        logger.log_figure(figure, f"figures/{figure_name}.png")
-        logger.log_json(numbers, f"figures/{figure_name}.json")
-    logger.end("FINISHED")
+    with ended(logger):
+        logger.log_metrics({key: value for key, value in evaluation.metrics.items() if np.isfinite(value)}, step=0)
+        logger.log_json({"title": evaluation.title, "notes": list(evaluation.notes), "metrics": evaluation.metrics}, METRICS_FILE)
+        for figure_name, (figure, numbers) in evaluation.figures.items():
+            logger.log_figure(figure, f"figures/{figure_name}.png")
+            logger.log_json(numbers, f"figures/{figure_name}.json")
     return logger.link

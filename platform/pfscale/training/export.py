@@ -197,7 +197,9 @@ def compare(bundle: Bundle, exported: OnnxModel, events: RaggedEvents) -> Compar
                 found.setdefault(port.name, []).append(_difference(expected[port.name], got[port.name], _SCALE.get(port.name, 1.0)))
         is_other = np.any([expected[name] != got[name] for name in _DISCRETE], axis=0)
         changed = max(changed, float(is_other.mean()) if len(is_other) else 0.0)
-    largest = {n: Difference(max(d.absolute for d in ds), max(d.relative for d in ds)) for n, ds in found.items()}
+    largest = {
+        n: Difference(*(float(np.max([getattr(d, kind) for d in ds])) for kind in ("absolute", "relative"))) for n, ds in found.items()
+    }
     return Comparison(events.num_events, int(events.lengths.sum()), largest, changed)
 
 

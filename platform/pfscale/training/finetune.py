@@ -13,10 +13,10 @@ from pfscale.models.bundle import Bundle, load_bundle
 from pfscale.shards.dataset import load_index
 from pfscale.shards.manifest import load_manifest
 from pfscale.tracking.registry import weights_digest
-from pfscale.tracking.runs import Tracker, connect
+from pfscale.tracking.runs import Tracker, connect, ended
 from pfscale.training.config import TrainingConfig, loggable, resolved
 from pfscale.training.engine import TorchEngine
-from pfscale.training.launch import TRAINING_VERSION, Launch, ended, evaluate_on_validation, run_training
+from pfscale.training.launch import TRAINING_VERSION, Launch, evaluate_on_validation, run_training
 from pfscale.training.lookup import locate_model, mismatches
 from pfscale.training.module import TaskModule
 from pfscale.training.run import Run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import dump_yaml
-from pfscale.errors import ModelNotFoundError, PfscaleError, StoppedError, TrackingError, TrainingError
+from pfscale.errors import ModelNotFoundError, PfscaleError, StoppedError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig, count_parameters
 from pfscale.ray_cluster import ray_cluster
@@ -26,7 +25,7 @@ from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.tracking.card import as_description, metrics_of_note, write_card
 from pfscale.tracking.lineage import ancestors
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
-from pfscale.tracking.runs import RunLogger, Tracker
+from pfscale.tracking.runs import RunLogger, Tracker, ended
 from pfscale.training.checkpoint import BEST, LoopState, read_state
 from pfscale.training.config import TrainingConfig, loggable
 from pfscale.training.engine import Weights
@@ -118,7 +117,13 @@ def _log_inputs(launch: Launch, logger: RunLogger, index: EventIndex) -> None:
     logged = loggable(launch.config)
     logger.log_config(dump_yaml(logged))
     logger.log_json(index.manifest.model_dump(mode="json"), "manifest.json")
-    logger.log_params({**flat_params(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}})
+    params = {**flat_params(logged.model_dump(mode="json")), **{f"model.{k}": v for k, v in launch.model.model_dump().items()}}
+    logger.log_params({**params, **{key: _from_anywhere(params[key]) for key in ("data.shards", "run.storage")}})
+
+
+def _from_anywhere(place: str) -> str:
+    """A local path as it is found from every folder; a URL as it is."""
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def _trained(launch: Launch, tracker: Tracker, logger: RunLogger, folder: Path) -> tuple[Weights, LoopState]:
@@ -192,20 +197,6 @@ def references(metrics: Mapping[str, float]) -> dict[str, float]:
     keys = {"rule-based": "rule_based", "truth targets": "truth_targets"}
     found = {name: metrics.get(f"{key}/jet_response_iqr_over_median", math.nan) for name, key in keys.items()}
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-@contextmanager
-def ended(logger: RunLogger) -> Iterator[None]:
-    """Ends the MLflow run, whatever happens: FINISHED, KILLED on Ctrl-C and SIGTERM, FAILED otherwise."""
-    try:
-        yield
-    except BaseException as error:
-        try:
-            logger.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
-        except TrackingError as lost:  # must not hide what went wrong
-            warnings.warn(str(lost), RuntimeWarning, stacklevel=2)
-        raise
-    logger.end("FINISHED")
 
 
 @contextmanager

@@ -214,7 +214,10 @@ class _Training:
         found = evaluate_bundle(Bundle(model.eval(), card), self.index, sample, title="", is_alone=True).metrics
         logged = {name: found[name] for name in _PHYSICS_METRICS if math.isfinite(found.get(name, math.nan))}
         if self.logger is not None:
-            self.logger.log_metrics(logged, step=self.state.step)
+            # not under the names of the final figures, which are of the best weights and of other events
+            self.logger.log_metrics(
+                {f"validation_{name.removeprefix('mlpf/')}": value for name, value in logged.items()}, step=self.state.step
+            )
         if _JET_IQR in logged:
             self.state.history.setdefault(JET_IQR, []).append((self.state.step, logged[_JET_IQR]))
             error = found.get(f"{_JET_IQR}_error", math.nan)

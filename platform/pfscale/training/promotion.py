@@ -46,7 +46,7 @@ def promote(
     reference: str,
     *,
     shards: str | Path | None = None,
-    split: str = "test",
+    split: str = "validation",
     metric: str = DEFAULT_METRIC,
     sigmas: float = 1.0,
     force: bool = False,
@@ -58,6 +58,7 @@ def promote(
 
     Args:
         reference: `name@candidate`, `name/3`.
+        split: not the test split, whose figures would then be those of the winner of a contest on it.
         shards: both run on these; without, the model cards are compared, which need to be of the same data.
         sigmas: by how many standard deviations of the difference it must be better.
         force: moves it in any case; needs a `reason`, which is recorded as everything else is.

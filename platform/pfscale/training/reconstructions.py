@@ -44,6 +44,11 @@ def evaluation_columns(*, has_baseline: bool) -> tuple[str, ...]:
     return (*INPUT_COLUMNS, *TARGET_COLUMNS, *GEN_COLUMNS, *_VISIBLE_COLUMNS, *(BASELINE_COLUMNS if has_baseline else ()))
 
 
+def model_columns() -> tuple[str, ...]:
+    """The columns of shards that `model_alone` looks at."""
+    return (*INPUT_COLUMNS, *GEN_COLUMNS, *_VISIBLE_COLUMNS)
+
+
 def model_alone(events: RaggedEvents, predicted: Candidates) -> Reconstructions:
     """The model's candidates with the truth of whole events, and nothing beside them."""
     return Reconstructions({MLPF: predicted}, {}, gen_reference(events))
@@ -152,16 +157,16 @@ def joined_particles(parts: Sequence[Particles], sizes: Sequence[int]) -> Partic
 def _baseline(events: RaggedEvents) -> tuple[Particles, NDArray[np.int64], NDArray[np.int64]]:
     """Rule-based candidates, the element that carries each (-1: none), and its class.
 
-    A candidate is carried by its track of largest pt, else by its cluster of largest energy; the class is that which a target carried by
-    such an element would have, so that it can be compared.
+    A candidate is carried by its track of largest momentum, else by its cluster of largest energy; the class is that which a target
+    carried by such an element would have, so that it can be compared.
     """
     offsets, leaves = list_leaves(events.table, "baseline")
     event = _event_of(offsets)
     particles = Particles(event=event, **{name: leaves[name] for name in ("px", "py", "pz", "energy", "pdg", "charge")})
     num_tracks = np.bincount(events.event[events.is_track], minlength=events.num_events)
-    size = events.features[:, 0]
+    size = events.features[:, 4]  # momentum of a track, energy of a cluster
     tracks = _largest(leaves["track_index"], events.offsets[event], size)
-    clusters = _largest(leaves["cluster_index"], events.offsets[event] + num_tracks[event], events.features[:, 4])
+    clusters = _largest(leaves["cluster_index"], events.offsets[event] + num_tracks[event], size)
     carriers = np.where(tracks >= 0, tracks, clusters)
     return particles, carriers, _classes(np.abs(leaves["pdg"]), np.asarray(leaves["charge"]) != 0, tracks >= 0)
 

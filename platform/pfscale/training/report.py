@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from pfscale import __version__
 from pfscale.errors import ModelNotFoundError, OutputExistsError, PfscaleError
 from pfscale.models.bundle import Bundle, load_bundle
 from pfscale.models.mlpf import count_parameters
+from pfscale.physics.bootstrap import Estimate
+from pfscale.physics.comparable import Difference, find_metric, paired_difference
+from pfscale.physics.evaluation import MLPF, RULE_BASED, TRUTH_TARGETS, EvaluationResult, named_estimates
 from pfscale.physics.particles import particle_table
 from pfscale.report.figures import learning_curves
-from pfscale.report.html import Page, PageCode, PageFigure, PageSection, PageTable, logged_figure, page_figure, render_page
+from pfscale.report.html import GENERATOR, Page, PageCode, PageFigure, PageSection, PageTable, logged_figure, page_figure, render_page
 from pfscale.report.style import look
 from pfscale.shards.dataset import EventIndex, load_index
 from pfscale.tracking.lineage import Ancestor, ancestors
@@ -40,6 +44,10 @@ _CAPTIONS = {
     "confusion_mlpf": "MLPF: target class against predicted class of every element.",
     "confusion_rule_based": "Rule-based: the same, each candidate at its track of largest momentum, else its cluster of largest energy.",
 }
+_VERDICTS = (  # what it is, metric, digits, unit
+    ("Jet response, IQR / median", "jet_response_iqr_over_median", 4, ""),
+    ("Missing momentum, σ", "met_resolution", 2, " GeV"),
+)
 _TRAINING_NUMBERS = {  # metric -> (what it is, format)
     "num_train_events": ("training events", "{:,.0f}"),
     "best_validation_loss": ("best validation loss", "{:.4g}"),
@@ -93,8 +101,15 @@ def report(
 
 
 def _require_ours(output: Path) -> None:
+    """Checks that `output` is new or an earlier report.
+
+    Raises:
+        OutputExistsError: it is something else.
+    """
     if output.is_dir() or output.suffix != ".html":
         raise OutputExistsError("the report is one file whose name ends in .html", where=str(output), hint="--output report.html")
+    if output.exists() and GENERATOR not in output.read_text(errors="replace")[:1000]:
+        raise OutputExistsError("there is a page that is no report of ours", where=str(output), hint="choose another --output")
 
 
 def _find(target: str, tracking_uri: str) -> _Subject:
@@ -125,33 +140,31 @@ def _bundle_of(record: RunRecord, version: ModelVersion | None, tracking_uri: st
 
 def _page(subject: _Subject, *, shards: str | Path | None, split: str, tracking_uri: str, progress: Callable[[int], None] | None) -> Page:
     bundle = load_bundle(subject.folder) if subject.folder is not None else None
+    chain = ancestors(tracking_uri, bundle.card["parent"]) if bundle is not None else ()
     warnings: list[str] = []
     sections: list[PageSection] = []
     answers: list[str] = []
-    evaluation = None
+    evaluation, index, where = None, None, None
     if bundle is not None:
         where, why_not = _shards_of(subject, bundle, shards)
-        if where is not None:
-            address = subject.version.uri if subject.version else str(subject.folder)
-            evaluation = evaluate(address, where, split=split, tracking_uri=tracking_uri, progress=progress)
-            answers = verdicts(evaluation.metrics)
-            warnings += evaluation.notes
-            sections.append(_results(evaluation))
-            sections.append(_events(bundle, load_index(where), evaluation))
-        else:
-            warnings.append(why_not)
+        warnings += [why_not] if why_not else []
+    if bundle is not None and where is not None:
+        address = subject.version.uri if subject.version else str(subject.folder)
+        evaluation, index = evaluate(address, where, split=split, tracking_uri=tracking_uri, progress=progress), load_index(where)
+        answers = verdicts(evaluation.result)
+        warnings += evaluation.notes
+        sections += [_results(evaluation), _events(bundle, index, evaluation)]
     if subject.record is not None:
         sections += _training(subject.record, has_evaluation=evaluation is not None)
     if bundle is not None:
-        sections.append(_lineage(bundle, ancestors(tracking_uri, bundle.card["parent"])))
-    if subject.record is not None:
-        sections.append(_repeat(subject, shards, split))
+        sections.append(_lineage(bundle, chain))
+    sections.append(_repeat(subject, where, split))
     return Page(
         title=subject.name,
-        question=_question(subject, bundle, evaluation),
+        question=_question(subject, bundle, evaluation, index, split),
         answers=answers,
         warnings=warnings,
-        sections=[section for section in sections if section is not None],
+        sections=sections,
         footer=f"pfscale {__version__}, {time.strftime('%Y-%m-%d %H:%M')}",
     )
 
@@ -165,52 +178,57 @@ def _shards_of(subject: _Subject, bundle: Bundle, shards: str | Path | None) -> 
         return None, "no evaluation: it is not known what the model was trained on (--shards names a data set)"
     try:
         index = load_index(found)
-    except PfscaleError:
-        return None, f"no evaluation: the training data are not at {found} any more (--shards names a data set)"
+    except PfscaleError as error:
+        return None, f"no evaluation: the training data cannot be read at {found} ({error.what}); --shards names a data set"
     if index.manifest.hash != bundle.card["data"]:
         return None, f"no evaluation: the data at {found} are not those of the training any more (--shards names a data set)"
     return found, ""
 
 
-def _question(subject: _Subject, bundle: Bundle | None, evaluation: Evaluation | None) -> str:
+def _question(subject: _Subject, bundle: Bundle | None, evaluation: Evaluation | None, index: EventIndex | None, split: str) -> str:
     if bundle is None:
         return f"What came of {subject.name}?"
     card = bundle.card
-    made = f"pre-trained on {card['num_train_events']:,} events" if not card.get("parent") else _transfer(card)
-    on = f"{evaluation.result.num_events:,} events" if evaluation is not None else "events"
-    what = f"{card['detector'].upper()} ({card['process'] or 'unnamed process'}, {card['simulation']} simulation)"
+    size = f"{card['num_train_events']:,} events"
+    made = f"made from {card['parent']} with {size}" if card.get("parent") else f"pre-trained on {size}"
+    if evaluation is None or index is None:
+        return f"What is {subject.name}, {made} of {card['detector']}?"
+    manifest = index.manifest
+    of_what = f"{manifest.detector} ({manifest.process or 'unnamed process'}, {manifest.simulation} simulation)"
+    unseen = " that it learned from" if split == "train" else ", which it did not learn from,"
+    beside = [look(key).label for key in evaluation.result.metrics if key != MLPF]
+    others = f"{', '.join(beside[:-1])} and {beside[-1]}"
     return (
-        f"How well does {subject.name}, {made}, reconstruct {on} of {what} that it was not trained on,"
-        " beside the rule-based reconstruction, bare clusters, and a model without error?"
+        f"How well does {subject.name}, {made}, reconstruct {evaluation.result.num_events:,} events of {of_what}{unseen} beside {others}?"
     )
 
 
-def _transfer(card: Mapping[str, object]) -> str:
-    return f"made from {card['parent']} with {card['num_train_events']:,} events of the new detector"
-
-
-def verdicts(metrics: Mapping[str, float]) -> list[str]:
-    """Sentences that compare the model with the baseline and the ceiling, with uncertainties."""
+def verdicts(result: EvaluationResult) -> list[str]:
+    """Sentences that compare the model with the baseline and the ceiling; errors of differences are those on the same events."""
+    numbers = {key: dict(named_estimates(metrics)) for key, metrics in result.metrics.items()}
     lines = []
-    named = (("Jet response, IQR / median", "jet_response_iqr_over_median", 4, ""), ("Missing momentum, σ", "met_resolution", 2, " GeV"))
-    for label, metric, digits, unit in named:
-        value, error = metrics.get(f"mlpf/{metric}", np.nan), metrics.get(f"mlpf/{metric}_error", np.nan)
-        base, base_error = metrics.get(f"rule_based/{metric}", np.nan), metrics.get(f"rule_based/{metric}_error", np.nan)
-        if not np.isfinite(value):
+    for label, name, digits, unit in _VERDICTS:
+        mlpf = numbers[MLPF][name]
+        if not np.isfinite(mlpf.value):
             continue
-        text = f"{label}: {value:.{digits}f} ± {error:.{digits}f}{unit}"
-        if np.isfinite(base):
-            text += f"; rule-based {base:.{digits}f} ± {base_error:.{digits}f}{unit}: {_compared(value, error, base, base_error)}"
-        ceiling = metrics.get(f"truth_targets/{metric}", np.nan)
-        lines.append(text + (f"; ceiling {ceiling:.{digits}f}{unit}" if np.isfinite(ceiling) else ""))
+        text = f"{label}: {_rounded(mlpf, digits)}{unit}"
+        if RULE_BASED in numbers:
+            found = paired_difference(find_metric(name), numbers[RULE_BASED][name], mlpf)
+            text += f"; rule-based {_rounded(found.a, digits)}{unit}: {_said(found, digits, unit)}"
+        if TRUTH_TARGETS in numbers:
+            text += f"; ceiling {_rounded(numbers[TRUTH_TARGETS][name], digits)}{unit}"
+        lines.append(text)
     return lines
 
 
-def _compared(value: float, error: float, base: float, base_error: float) -> str:
-    """Errors are added in quadrature although the events are the same: a cautious word."""
-    if abs(value - base) < np.hypot(error, base_error):
-        return "no difference beyond the uncertainty"
-    return f"MLPF is {value / base:.2f} times as wide" if value > base else f"MLPF is narrower by {1 - value / base:.0%}"
+def _said(found: Difference, digits: int, unit: str) -> str:
+    verdict = found.verdict()
+    which = {"B better": "MLPF is better", "A better": "the baseline is better"}.get(verdict, verdict)
+    return f"{which} (difference {_rounded(found.difference, digits)}{unit})"
+
+
+def _rounded(number: Estimate, digits: int) -> str:
+    return f"{number.value:.{digits}f} ± {number.error:.{digits}f}"
 
 
 def _results(evaluation: Evaluation) -> PageSection:
@@ -220,7 +238,7 @@ def _results(evaluation: Evaluation) -> PageSection:
         header, rows = particle_table(evaluation.particles)
         caption = "Particles, by class of the element (PDG number). A target is a particle at the element that carries it."
         tables.append(PageTable(header, _named(rows), caption))
-    figures = [page_figure(name, drawn, _CAPTIONS.get(name, name)) for name, drawn in evaluation.figures().items()]
+    figures = [page_figure(name, drawn, _CAPTIONS.get(name, name)) for name, drawn in evaluation.figures.items()]
     return PageSection("Results", tables=tables, figures=figures)
 
 
@@ -257,11 +275,13 @@ def _training(record: RunRecord, *, has_evaluation: bool) -> list[PageSection]:
     curves = {"train": record.history("train_loss"), "validation": record.history("validation_loss")}
     figures: list[PageFigure] = []
     if curves["train"]:
-        jets = record.history("mlpf/jet_response_iqr_over_median")
-        if len(jets) > 1:
-            curves |= {"jet_iqr": jets, "jet_iqr_error": record.history("mlpf/jet_response_iqr_over_median_error")}
-        drawn = learning_curves(curves, references=references(dict(record.metrics)) if len(jets) > 1 else None)
-        figures.append(page_figure("learning_curves", drawn, "Loss against optimizer step."))
+        jets = record.history("validation_jet_response_iqr_over_median")
+        curves |= {"jet_iqr": jets} if jets else {}
+        drawn = learning_curves(curves, references=references(dict(record.metrics)) if jets else None)
+        caption = "Loss of training and of validation events against optimizer step" + (
+            ", and the jets of validation events." if jets else "."
+        )
+        figures.append(page_figure("learning_curves", drawn, caption))
     if not has_evaluation:
         figures += _logged(record)
     sections = [PageSection("Training" if curves["train"] else "Run", tables=[PageTable((), rows)], figures=figures)]
@@ -310,18 +330,17 @@ def _lineage(bundle: Bundle, chain: Sequence[Ancestor]) -> PageSection:
 
 
 def _repeat(subject: _Subject, shards: str | Path | None, split: str) -> PageSection:
+    """The commands that give the same run, figures and page again."""
     record = subject.record
-    assert record is not None
-    config = record.read("config.yaml")
-    verb = record.tags.get("pfscale.verb", "pretrain")
-    lines = [f"pfscale {verb} config.yaml"] if config else []
-    where = shards or record.params.get("data.shards", "SHARDS")
-    if subject.version is not None:
-        lines += [
-            f"pfscale evaluate {subject.version.uri} {where} --split {split}",
-            f"pfscale report {subject.version.uri} --output report.html",
-        ]
-    code = [PageCode("With the configuration below as config.yaml:", "\n".join(lines))]
+    config = record.read("config.yaml") if record is not None else None
+    target = subject.version.uri if subject.version is not None else str(subject.folder or subject.name)
+    commands = [["pfscale", record.tags.get("pfscale.verb", "pretrain"), "config.yaml"]] if record is not None and config else []
+    if subject.folder is not None and shards is not None:
+        commands.append(["pfscale", "evaluate", target, str(shards), "--split", split])
+    where = ["--shards", str(shards), "--split", split] if shards is not None else []
+    commands.append(["pfscale", "report", target, "--output", "report.html", *where])
+    title = "With the configuration below as config.yaml:" if config else "In the folder of the tracking database, or with --tracking-uri:"
+    code = [PageCode(title, "\n".join(map(shlex.join, commands)))]
     if config:
         code.append(PageCode("config.yaml", config.decode(), is_folded=True))
     return PageSection("Repeat it", code=code)

@@ -91,7 +91,9 @@ def delete_uncommitted(folder: Path) -> None:
     """
     of_workers = folder.parent / f"{folder.name}-train"
     record = of_workers / "checkpoint_manager_snapshot.json"
-    committed = record.read_text() if record.is_file() else ""
+    if not record.is_file():
+        return  # nobody knows what counts
+    committed = record.read_text()
     for checkpoint in of_workers.glob("checkpoint_*/"):
         if f'"{checkpoint.name}"' not in committed:
             shutil.rmtree(checkpoint, ignore_errors=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from pfscale.physics.kinematics import Floats
@@ -77,29 +78,40 @@ def quantiles(values: ArrayLike, event: ArrayLike, probabilities: Sequence[float
         return np.full(len(p), np.nan), replicas
     order = np.argsort(values_N, kind="stable")
     values_N, event_N = values_N[order], np.asarray(event, np.int64)[order]
-    for block in _blocks(len(bootstrap.counts), len(values_N)):
-        replicas[block] = _replica_quantiles(values_N, bootstrap.counts[block][:, event_N], p)
+    _replica_quantiles(values_N, event_N, bootstrap.counts, p, replicas)
     return np.quantile(values_N, p), replicas
 
 
-def _replica_quantiles(values_N: Floats, counts_BN: NDArray[np.uint8], p: Floats) -> Floats:
-    """Quantiles of sorted values that occur `counts` times, for each replica: looked up in the running count, no sample is copied."""
-    running = np.cumsum(counts_BN, axis=1, dtype=np.int64)
-    total = running[:, -1:]
-    stride = int(total.max()) + 1
-    row_start = np.arange(len(running))[:, None]
-    flat = (running + row_start * stride).ravel()
-    position = p * np.maximum(total - 1, 0)
-    lower = np.floor(position).astype(np.int64)
-    upper = np.minimum(lower + 1, np.maximum(total - 1, 0))
-    last = len(values_N) - 1
-
-    def value_at(rank: NDArray[np.int64]) -> Floats:
-        found = np.searchsorted(flat, rank + row_start * stride, side="right") - row_start * len(values_N)
-        return values_N[np.clip(found, 0, last)]
-
-    low = value_at(lower)
-    return np.where(total > 0, low + (position - lower) * (value_at(upper) - low), np.nan)
+@njit(cache=True)
+def _replica_quantiles(values_N: Floats, event_N: NDArray[np.int64], counts_BE: NDArray[np.uint8], p: Floats, found_BP: Floats) -> None:
+    """Writes the quantiles of sorted values, each as often as its event occurs in a replica, into `found_BP`; no sample is copied."""
+    num_ranks = 2 * len(p)  # of the order statistics below and above each quantile
+    ranks, at_rank = np.empty(num_ranks, np.int64), np.empty(num_ranks)
+    for b in range(len(counts_BE)):
+        counts_E = counts_BE[b]
+        total = 0
+        for i in range(len(event_N)):
+            total += counts_E[event_N[i]]
+        if total == 0:
+            continue
+        for k in range(len(p)):
+            lower = math.floor(p[k] * (total - 1))
+            ranks[2 * k], ranks[2 * k + 1] = lower, min(lower + 1, total - 1)
+        running, num_found = 0, 0
+        for i in range(len(event_N)):
+            before = running
+            running += counts_E[event_N[i]]
+            if running == before:
+                continue
+            for k in range(num_ranks):
+                if before <= ranks[k] < running:
+                    at_rank[k] = values_N[i]
+                    num_found += 1
+            if num_found == num_ranks:
+                break
+        for k in range(len(p)):
+            low, high = at_rank[2 * k], at_rank[2 * k + 1]
+            found_BP[b, k] = low + (p[k] * (total - 1) - ranks[2 * k]) * (high - low)
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike, bootstrap: EventBootstrap) -> list[Estimate]:

@@ -156,8 +156,8 @@ def _write(
     width = bundle.model.config.width if plan.latents else None
     num_candidates, unusable = 0, []
     with candidate_writer(folder, record.file, plan.file_format, detector, width=width) as writer:
-        # Not in a thread of its own: beside the network that cost a quarter more CPU time and saved no other. A remote file, which is waited
-        # for, is read ahead by its reader.
+        # Not in a thread of its own: beside the network that cost a quarter more CPU time and saved none.
+        # A remote file, for which one waits, is read ahead by its reader.
         for part, num_clusters in _parts(source, detector, with_counts=plan.file_format == "root"):
             events = from_arrow(part.table)
             prediction = run_model(bundle.model, events, task, with_latents=plan.latents)

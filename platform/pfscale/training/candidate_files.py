@@ -73,8 +73,7 @@ class FoundCandidates:
 
     Attributes:
         table: the events' rows (column `event`).
-        num_clusters: (C, E) clusters of each event in each of the detector's collections; None where there is only one, or ROOT is not
-            written.
+        num_clusters: (C, E) clusters of each event in each of the detector's collections; None where ROOT is not written.
     """
 
     table: pa.Table

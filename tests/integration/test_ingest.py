@@ -169,7 +169,8 @@ def test_same_file_under_two_names_is_refused(tmp_path: Path) -> None:
 
 def test_bad_events_show_in_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches events that are left out without a word, and a strict rerun that lets pass what a strict run refuses."""
-    from pfscale.cli import QUARANTINED, run
+    from pfscale.cli import run
+    from pfscale.commands.terminal import QUARANTINED
 
     leaves = podio.read_leaves(
         CLD, [*find_detector("cld").required, "EventHeader", "CalohitMCTruthLink", "SiTracksMCTruthLink", "MUON", "HCALOther"]

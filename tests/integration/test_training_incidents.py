@@ -62,7 +62,18 @@ def training_on(shards: Path, run: RunConfig) -> PretrainConfig:
     return config(shards, run, num_steps=60, guard=GuardConfig(spike_factor=3.0, window=5))
 
 
-@pytest.mark.parametrize(("change", "text"), [(wild_target, "jumps"), (missing_target, "not finite"), (infinite_feature, "not finite")])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_element_without_momentum_stops_the_training(make_shards: Shards, run_config: RunConfig, tmp_path: Path, split: str) -> None:
+    """Catches an event that no model can take ending as a worker that died, tried again, or without its name."""
+    guilty = int(select_events(load_index(make_shards()), split)[3])
+    shards = damaged(make_shards(), tmp_path / "shards", infinite_feature, guilty=guilty, split=split)
+    with pytest.raises(TrainingError, match=f"uid:{guilty}: .* et of element") as stopped:
+        pretrain(training_on(shards, run_config))
+    command = str(stopped.value.hint).removeprefix("look at it: pfscale inspect ")
+    assert inspect(*command.split(" --event "))
+
+
+@pytest.mark.parametrize(("change", "text"), [(wild_target, "jumps"), (missing_target, "not finite")])
 def test_the_guilty_event_is_found(
     make_shards: Shards,
     run_config: RunConfig,

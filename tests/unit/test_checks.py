@@ -21,7 +21,8 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import binomtest
 
-from pfscale.cli import GATES_FAILED, run
+from pfscale.cli import run
+from pfscale.commands.terminal import GATES_FAILED
 from pfscale.edm4hep.detectors import find_detector
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import ShardError

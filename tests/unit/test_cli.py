@@ -13,7 +13,8 @@ import pytest
 from test_edm4hep_detectors import ALLEGRO
 from test_tracking_registry import make_bundle
 
-from pfscale.cli import GATES_FAILED, INTERRUPTED, QUARANTINED, UNEXPECTED, find_user_error, run
+from pfscale.cli import find_user_error, run
+from pfscale.commands.terminal import GATES_FAILED, INTERRUPTED, QUARANTINED, UNEXPECTED
 from pfscale.edm4hep.detectors import Detector
 from pfscale.errors import ConfigError, PfscaleError, ShardError, StoppedError, TrackingError
 from pfscale.tracking.registry import register_model

@@ -20,14 +20,14 @@ from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.models.onnx_model import INPUTS, OnnxModel, OnnxParticles
 from pfscale.shards.dataset import load_index, read_events
-from pfscale.shards.ragged import RaggedEvents
+from pfscale.shards.ragged import NUM_MOMENTUM_FEATURES, RaggedEvents
 from pfscale.shards.schema import CLASSES
 from pfscale.tasks.reconstruction import ReconstructionConfig, describe, predict
 from pfscale.tracking.attachments import attach_files
 from pfscale.tracking.registry import download, register_model, resolve, weights_digest
 from pfscale.tracking.runs import connect
 from pfscale.training import export as exporting
-from pfscale.training.export import compare, export_model
+from pfscale.training.export import agreement_of, export_model
 
 CONFIG = MlpfConfig(width=16, num_layers=2, num_heads=2)
 CARD = {"kind": MLPF_KIND, "detector": "clic", "simulation": "builtin", "task": {"threshold": 0.9}}
@@ -192,7 +192,7 @@ def test_missing_features_are_missing_in_the_graph_too(events: RaggedEvents, onn
     """Catches a NaN that spreads in onnxruntime where it does not in torch; infinite counts as missing."""
     inputs = inputs_of(events, 50)
     nan, inf = (
-        changed(inputs, features=np.where(np.arange(16) >= 4, value, inputs["features"]).astype(np.float32)) for value in (np.nan, np.inf)
+        changed(inputs, features=np.where(np.arange(16) >= NUM_MOMENTUM_FEATURES, value, inputs["features"]).astype(np.float32)) for value in (np.nan, np.inf)
     )
     assert all(np.isfinite(values).all() for values in vars(onnx_model.run(nan)).values())
     np.testing.assert_array_equal(onnx_model.run(nan).scores, onnx_model.run(inf).scores)
@@ -226,7 +226,7 @@ def test_a_graph_that_disagrees_is_not_given_away(
     other = load_bundle(folder)
     with torch.no_grad():
         other.model.heads["momentum"][2].bias += 0.01  # type: ignore[operator, index]
-    comparison = compare(other, OnnxModel(file), events)
+    comparison = agreement_of(other, OnnxModel(file), events)
     assert not comparison.is_good
     worst = comparison.differences["energy"]
     nans = {**comparison.differences, "energy": replace(worst, relative=float("nan"))}

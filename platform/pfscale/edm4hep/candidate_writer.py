@@ -76,7 +76,7 @@ class CandidateTree:
     """A ROOT file of candidates that grows by batches of events; use as a context manager, `write_metadata` before its end."""
 
     def __init__(self, path: Path, detector: Detector) -> None:
-        self._file = uproot.recreate(path, compression=uproot.ZSTD(3))
+        self._file = uproot.recreate(path, compression=uproot.LZ4(1))
         self._detector = detector
         self._tree: Any = None
 

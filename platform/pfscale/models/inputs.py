@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfscale.errors import InputFileError
-from pfscale.shards.ragged import CLUSTER_FEATURES, TRACK_FEATURES
-
-NUM_MOMENTUM_FEATURES = 4  # pt (et), eta, sin phi, cos phi: predictions are relative to them
+from pfscale.shards.ragged import CLUSTER_FEATURES, NUM_MOMENTUM_FEATURES, TRACK_FEATURES
 
 
 def require_momenta(features: NDArray[np.float32], event: NDArray, *, prefix: str = "event ") -> None:
@@ -32,5 +30,5 @@ def require_momenta(features: NDArray[np.float32], event: NDArray, *, prefix: st
     raise InputFileError(
         f"{len(bad)} of {len(features)} elements have no finite momentum; the first: {names} of element {element} is {value}",
         where=f"{prefix}{event[bad[0]]}",
-        hint="pt, eta and phi of a track or cluster must be known; other features may be NaN: missing",
+        hint="momentum and energy of a track or cluster must be known; other features may be NaN: missing",
     )

@@ -20,21 +20,24 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure with a caption; `numbers` (JSON) can be saved from the page. `is_wide`: scrolled sideways on narrow screens."""
+    """A figure with a caption.
+
+    Attributes:
+        image: its data address.
+        numbers: JSON that can be saved from the page; empty: none.
+        is_wide: scrolled sideways on narrow screens.
+    """
 
     name: str
     caption: str
-    svg: str
-    numbers: str
+    image: str
+    numbers: str = ""
     is_wide: bool = False
 
     @property
-    def image(self) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
-
-    @property
     def download(self) -> str:
-        return "data:application/json;base64," + base64.b64encode(self.numbers.encode()).decode()
+        """The data address of the numbers."""
+        return _data_address("application/json", self.numbers.encode())
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,14 @@ def page_figure(name: str, drawn: Drawn, caption: str, *, is_wide: bool = False)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # without it, the same figure gives another file every time
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return PageFigure(name, caption, buffer.getvalue(), json.dumps(numbers, indent=1, allow_nan=False), is_wide)
+    image = _data_address("image/svg+xml", buffer.getvalue().encode())
+    return PageFigure(name, caption, image, json.dumps(numbers, indent=1, allow_nan=False), is_wide)
 
 
-def logged_figure(name: str, png: bytes, caption: str) -> PageFigure:
-    """A figure that a run has logged as PNG."""
-    encoded = base64.b64encode(png).decode()
-    svg = _svg_around(encoded, png)
-    return PageFigure(name, caption, svg, "null")
+def logged_figure(name: str, png: bytes, caption: str, *, numbers: str = "") -> PageFigure:
+    """A figure that a run has logged as PNG, with its numbers (JSON) where it has logged those too."""
+    return PageFigure(name, caption, _data_address("image/png", png), numbers)
 
 
-def _svg_around(encoded: str, png: bytes) -> str:
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the header that every PNG begins with
-    picture = f'<image width="{width}" height="{height}" href="data:image/png;base64,{encoded}"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">{picture}</svg>'
+def _data_address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -36,9 +36,15 @@ Variable = Literal["pt", "eta"]
 @styled
 def particle_rates(results: Mapping[str, ParticleResult], variable: Variable, *, title: str = "") -> Drawn:
     """Efficiency of every class against the target's pt or eta (left), and fake rate against the prediction's (right)."""
-    left: Callable[[ClassMetrics], Points] = lambda m: rate_points(getattr(m, f"efficiency_vs_{variable}"))  # noqa: E731
-    right: Callable[[ClassMetrics], Points] = lambda m: rate_points(getattr(m, f"fake_rate_vs_{variable}"))  # noqa: E731
-    figure, numbers = _by_class(results, variable, (("Efficiency", "target's", left), ("Fake rate", "candidate's", right)), title)
+
+    def efficiency(m: ClassMetrics) -> Points:
+        return rate_points(getattr(m, f"efficiency_vs_{variable}"))
+
+    def fake_rate(m: ClassMetrics) -> Points:
+        return rate_points(getattr(m, f"fake_rate_vs_{variable}"))
+
+    columns = (("Efficiency", "target's", efficiency), ("Fake rate", "candidate's", fake_rate))
+    figure, numbers = _by_class(results, variable, columns, title)
     for key, result in results.items():
         for name, m in result.classes.items():
             rates = {"efficiency": getattr(m, f"efficiency_vs_{variable}"), "fake_rate": getattr(m, f"fake_rate_vs_{variable}")}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pfscale.errors import InputTableError, closest
 from pfscale.shards.dataset import load_index, read_events, select_events
-from pfscale.shards.ragged import CLUSTER_FEATURES, NUM_FEATURES, TRACK_FEATURES, RaggedEvents
+from pfscale.shards.ragged import CLUSTER_FEATURES, NUM_FEATURES, NUM_MOMENTUM_FEATURES, TRACK_FEATURES, RaggedEvents
 
 EVENT, ELEMTYPE = "event", "elemtype"
 TRACK, CLUSTER = 1, 2
@@ -24,7 +24,7 @@ FEATURES = tuple(dict.fromkeys((*TRACK_FEATURES, *CLUSTER_FEATURES)))
 _NAMES = {TRACK: TRACK_FEATURES, CLUSTER: CLUSTER_FEATURES}
 _KINDS = {TRACK: "track", CLUSTER: "cluster"}
 # Momenta and directions of candidates are predicted relative to these: where one is missing, nothing can be said.
-_NEVER_MISSING = {TRACK: ("pt", "eta", "sin_phi", "cos_phi", "p"), CLUSTER: ("et", "eta", "sin_phi", "cos_phi", "energy")}
+_NEVER_MISSING = {TRACK: TRACK_FEATURES[:NUM_MOMENTUM_FEATURES], CLUSTER: CLUSTER_FEATURES[:NUM_MOMENTUM_FEATURES]}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pfscale.shards.schema import COLUMNS, field_names
 TRACK_FEATURES = tuple(name for name in field_names("track") if name not in ("cov", "ref_x", "ref_y", "ref_z"))
 CLUSTER_FEATURES = field_names("cluster")
 NUM_FEATURES = max(len(TRACK_FEATURES), len(CLUSTER_FEATURES))
+NUM_MOMENTUM_FEATURES = 5  # pt (et), eta, sin phi, cos phi, p (energy): they are never missing, predictions are relative to them
 TARGET_FIELDS = ("class", "charge", "pt", "eta", "sin_phi", "cos_phi", "energy", "jet_idx")
 
 INPUT_COLUMNS = (

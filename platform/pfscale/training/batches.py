@@ -15,7 +15,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pfscale.errors import InputFileError, TrainingError
 from pfscale.models.batch import Batch, collate
+from pfscale.models.inputs import require_momenta
 from pfscale.shards.dataset import EventIndex, Window, cut_by_tokens, plan_epoch, read_events
 from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents
 from pfscale.training.config import DataConfig
@@ -70,7 +72,7 @@ def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, worl
     """As `training_steps`, each made when it is asked for; the next window is read while this one is used."""
 
     def read(window: Window) -> RaggedEvents:
-        return read_events(index, window.events, LEARNING_COLUMNS)
+        return learning_events(index, window.events)
 
     with ThreadPoolExecutor(1) as pool:
         current: tuple[Future[RaggedEvents], Window, Place] | None = None
@@ -79,6 +81,21 @@ def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, worl
             if current is not None:
                 yield from _steps_of(*current, world, config.tokens_per_pass)
             current = following
+
+
+def learning_events(index: EventIndex, members: NDArray[np.int64]) -> RaggedEvents:
+    """Inputs and targets of the given events.
+
+    Raises:
+        TrainingError: an event that no model can take; all workers read the same events, so all of them stop.
+    """
+    events = read_events(index, members, LEARNING_COLUMNS)
+    try:
+        require_momenta(events.features, np.repeat(events.uid, events.lengths), prefix="uid:")
+    except InputFileError as error:
+        shards = index.files[0].rpartition("/")[0]
+        raise TrainingError(error.what, where=error.where, hint=f"look at it: pfscale inspect {shards} --event {error.where}") from error
+    return events
 
 
 def _steps_of(future: Future[RaggedEvents], window: Window, place: Place, world: World, tokens_per_pass: int | None) -> Iterator[Step]:

@@ -189,10 +189,9 @@ def _to_arrow(found: FoundCandidates, schema: pa.Schema) -> pa.Table:
 def _to_events(found: FoundCandidates) -> CandidateEvents:
     candidates, events = found.prediction.candidates, found.events
     num_tracks = np.bincount(events.event[events.is_track], minlength=events.num_events)
-    num_clusters = found.num_clusters
-    assert num_clusters is not None
+    in_all = events.lengths - num_tracks
     # an event that cannot be used has no elements, whatever its collections hold
-    num_clusters = np.where(events.lengths > num_tracks, num_clusters, 0)
+    num_clusters = in_all[None, :] if found.num_clusters is None else np.where(in_all > 0, found.num_clusters, 0)
     return CandidateEvents(
         number=struct_leaf(found.table, "event", "number"),
         run=struct_leaf(found.table, "event", "run"),

@@ -120,12 +120,14 @@ def evaluate(
     members = select_events(index, split, num_events)
     title = f"{address} on {len(members)} {split} events of {index.manifest.detector}"
     evaluation = evaluate_bundle(bundle, index, members, title=title, other_seeds=others, progress=progress)
+    if not index.manifest.has_baseline:
+        evaluation = replace(evaluation, notes=(*evaluation.notes, "the shards have no rule-based candidates: no baseline"))
     version = registered_version(model, tracking_uri=tracking_uri)
+    if version is not None:
+        evaluation = _logged(evaluation, version, index, split=split, others=others)
     if output is not None:
         save_evaluation(evaluation, Path(output))
-    if version is None:
-        return evaluation
-    return replace(evaluation, links=(_log(evaluation, version, index, split=split, others=others),))
+    return evaluation
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
@@ -160,8 +162,6 @@ def evaluate_bundle(
     """
     manifest = index.manifest
     notes = mismatches(bundle.card, detector=manifest.detector, simulation=manifest.simulation, what="the shards")
-    if not (manifest.has_baseline or is_alone):
-        notes = (*notes, "the shards have no rule-based candidates: no baseline")
     parts, seeds = [], []
     columns = model_columns() if is_alone else evaluation_columns(has_baseline=manifest.has_baseline)
     for events in event_chunks(index, members, columns, progress=progress):
@@ -214,8 +214,8 @@ def _met_residual(candidates: Candidates, gen: GenReference) -> NDArray[np.float
     return np.hypot(px - gen.met_px, py - gen.met_py)
 
 
-def _log(evaluation: Evaluation, version: ModelVersion, index: EventIndex, *, split: str, others: Sequence[Bundle]) -> str:
-    """Where the figures are in MLflow, after logging them below the run that trained the model."""
+def _logged(evaluation: Evaluation, version: ModelVersion, index: EventIndex, *, split: str, others: Sequence[Bundle]) -> Evaluation:
+    """The evaluation with its place in MLflow, after logging it below the run that trained the model."""
     tracker = tracker_of_run(version.tracking_uri, version.run_id)
     manifest = index.manifest
     trainings = " ".join(str(other.card["fingerprint"]) for other in others)
@@ -223,10 +223,12 @@ def _log(evaluation: Evaluation, version: ModelVersion, index: EventIndex, *, sp
     tags = {"pfscale.verb": "evaluate", "pfscale.model": version.uri, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
     name = f"evaluate {version.name}/{version.version} {split}"
     logger = tracker.start_run(name, fingerprint=fingerprint, tags=tags, parent_run_id=version.run_id)
+    # Before the figures are drawn: they stay with the object that has drawn them.
+    evaluation = replace(evaluation, links=(logger.link,))
     with ended(logger):
         logger.log_metrics({key: value for key, value in evaluation.metrics.items() if np.isfinite(value)}, step=0)
         logger.log_json({"title": evaluation.title, "notes": list(evaluation.notes), "metrics": evaluation.metrics}, METRICS_FILE)
         for figure_name, (figure, numbers) in evaluation.figures.items():
             logger.log_figure(figure, f"figures/{figure_name}.png")
             logger.log_json(numbers, f"figures/{figure_name}.json")
-    return logger.link
+    return evaluation

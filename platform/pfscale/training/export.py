@@ -47,7 +47,7 @@ _SCALE = {"pt": 1e-3, "energy": 1e-3}  # GeV; differences are relative to the la
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """The largest difference of one output: absolute, and relative to the value (to 1 where that is smaller; 0.001 GeV for momenta)."""
 
     absolute: float
@@ -55,7 +55,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Agreement:
     """The exported graph beside the model, on real events, one event per call and several per call.
 
     Attributes:
@@ -68,15 +68,15 @@ class Comparison:
 
     num_events: int
     num_elements: int
-    differences: dict[str, Difference]
+    differences: dict[str, OutputDifference]
     changed_fraction: float
     tolerance: float = TOLERANCE
     changed_tolerance: float = CHANGED_TOLERANCE
 
     @property
     def largest(self) -> float:
-        """The largest relative difference of all outputs."""
-        return max(difference.relative for difference in self.differences.values())
+        """The largest relative difference of all outputs; NaN if one is."""
+        return float(np.max([difference.relative for difference in self.differences.values()]))
 
     @property
     def is_good(self) -> bool:
@@ -90,13 +90,13 @@ class Export:
     """The file, how well it agrees, the registered version that it was added to (None: the model is a folder), what to keep in mind."""
 
     path: Path
-    comparison: Comparison
+    agreement: Agreement
     version: str | None
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """A few lines for the terminal."""
-        c = self.comparison
+        c = self.agreement
         lines = [f"{self.path}: agrees with the model on {c.num_events} events, {c.num_elements} elements (tolerance {c.tolerance:g})"]
         lines += [f"  {name:8} largest difference {d.absolute:.2g}, relative {d.relative:.2g}" for name, d in c.differences.items()]
         lines.append(f"  elements with another class, charge or answer: {c.changed_fraction:.2g} of all")
@@ -132,19 +132,19 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as draft:
         file, check = Path(draft) / ONNX_FILE, Path(draft) / f"{ONNX_FILE}{CHECK_SUFFIX}"
         write_onnx(bundle, file, name=name, weights=weights_digest(folder))
-        comparison = compare(bundle, OnnxModel(file, num_threads=torch.get_num_threads()), events)
-        if not comparison.is_good:
+        agreement = agreement_of(bundle, OnnxModel(file, num_threads=torch.get_num_threads()), events)
+        if not agreement.is_good:
             raise PfscaleError(
-                _complaint(comparison), where=model, hint="no file was written; tell us the versions of torch and onnxruntime"
+                _complaint(agreement), where=model, hint="no file was written; tell us the versions of torch and onnxruntime"
             )
-        check.write_text(json.dumps(asdict(comparison), indent=2))
+        check.write_text(json.dumps(asdict(agreement), indent=2))
         version = resolve(tracking_uri, name) if name.startswith("models:/") else None
         if version is not None:
-            tags = {"onnx": ONNX_FILE, "onnx_difference": f"{comparison.largest:.2g}", "onnx_events": str(comparison.num_events)}
+            tags = {"onnx": ONNX_FILE, "onnx_difference": f"{agreement.largest:.2g}", "onnx_events": str(agreement.num_events)}
             attach_files(version, [file, check], tags=tags)
         shutil.move(check, _check_path(output))
         shutil.move(file, output)
-    return Export(output, comparison, version.uri if version else None, notes)
+    return Export(output, agreement, version.uri if version else None, notes)
 
 
 def write_onnx(bundle: Bundle, path: Path, *, name: str, weights: str) -> None:
@@ -183,12 +183,12 @@ def write_onnx(bundle: Bundle, path: Path, *, name: str, weights: str) -> None:
     onnx.save(proto, path)
 
 
-def compare(bundle: Bundle, exported: OnnxModel, events: RaggedEvents) -> Comparison:
+def agreement_of(bundle: Bundle, exported: OnnxModel, events: RaggedEvents) -> Agreement:
     """The exported graph beside the model on the given events, each alone and several in one call; the larger differences count."""
     task = ReconstructionConfig(**bundle.card["task"])
     alone = [np.array([row]) for row in range(events.num_events)]
     expected = _join([_outputs_of(bundle.model, events, rows, task) for rows in alone])
-    found: dict[str, list[Difference]] = {}
+    found: dict[str, list[OutputDifference]] = {}
     changed = 0.0
     for calls in (alone, cut_by_tokens(events.lengths, _TOKENS_PER_CALL)):
         got = _join([_run(exported, events, rows) for rows in calls])
@@ -198,9 +198,10 @@ def compare(bundle: Bundle, exported: OnnxModel, events: RaggedEvents) -> Compar
         is_other = np.any([expected[name] != got[name] for name in _DISCRETE], axis=0)
         changed = max(changed, float(is_other.mean()) if len(is_other) else 0.0)
     largest = {
-        n: Difference(*(float(np.max([getattr(d, kind) for d in ds])) for kind in ("absolute", "relative"))) for n, ds in found.items()
+        name: OutputDifference(*(float(np.max([getattr(d, kind) for d in differences])) for kind in ("absolute", "relative")))
+        for name, differences in found.items()
     }
-    return Comparison(events.num_events, int(events.lengths.sum()), largest, changed)
+    return Agreement(events.num_events, int(events.lengths.sum()), largest, changed)
 
 
 class _Graph(nn.Module):
@@ -247,20 +248,20 @@ def _join(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {port.name: np.concatenate([part[port.name] for part in parts]) for port in OUTPUTS}
 
 
-def _difference(expected: NDArray[np.floating], got: NDArray[np.floating], scale: float) -> Difference:
+def _difference(expected: NDArray[np.floating], got: NDArray[np.floating], scale: float) -> OutputDifference:
     if not expected.size:
-        return Difference(0.0, 0.0)
+        return OutputDifference(0.0, 0.0)
     absolute = np.abs(expected.astype(np.float64) - got)
     relative = absolute / np.maximum(np.abs(expected), scale)
-    return Difference(float(absolute.max()), float(relative.max()))
+    return OutputDifference(float(absolute.max()), float(relative.max()))
 
 
-def _complaint(comparison: Comparison) -> str:
-    worst = max(comparison.differences, key=lambda name: np.nan_to_num(comparison.differences[name].relative, nan=np.inf))
+def _complaint(agreement: Agreement) -> str:
+    worst = max(agreement.differences, key=lambda name: np.nan_to_num(agreement.differences[name].relative, nan=np.inf))
     return (
-        f"the exported graph does not agree with the model: {worst} differs by {comparison.differences[worst].relative:.2g} relatively, "
-        f"{comparison.changed_fraction:.2g} of the elements get another class or charge; {comparison.tolerance:g} and "
-        f"{comparison.changed_tolerance:g} are allowed"
+        f"the exported graph does not agree with the model: {worst} differs by {agreement.differences[worst].relative:.2g} relatively, "
+        f"{agreement.changed_fraction:.2g} of the elements get another class or charge; {agreement.tolerance:g} and "
+        f"{agreement.changed_tolerance:g} are allowed"
     )
 
 

@@ -158,7 +158,7 @@ def _write(
     with candidate_writer(folder, record.file, plan.file_format, detector, width=width) as writer:
         # Not in a thread of its own: beside the network that cost a quarter more CPU time and saved none.
         # A remote file, for which one waits, is read ahead by its reader.
-        for part, num_clusters in _parts(source, detector, with_counts=plan.file_format == "root"):
+        for part, num_clusters in _parts(source, detector, with_counts=plan.file_format == "root" and len(detector.clusters) > 1):
             events = from_arrow(part.table)
             prediction = run_model(bundle.model, events, task, with_latents=plan.latents)
             writer.add(FoundCandidates(part.table, events, prediction, num_clusters))

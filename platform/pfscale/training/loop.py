@@ -35,7 +35,7 @@ from pfscale.training.validation import Validation, evaluate_loss, first_not_fin
 _NORMALISATION_EVENTS = 2000
 _PHYSICS_EVENTS = 500  # of those that the losses are evaluated on, while it trains
 _JET_IQR = "mlpf/jet_response_iqr_over_median"
-_PHYSICS_METRICS = (_JET_IQR, "mlpf/jet_response_median", "mlpf/met_resolution", "mlpf/jet_matched_fraction")
+_PHYSICS_METRICS = (_JET_IQR, f"{_JET_IQR}_error", "mlpf/jet_response_median", "mlpf/met_resolution", "mlpf/jet_matched_fraction")
 
 
 @dataclass(frozen=True)

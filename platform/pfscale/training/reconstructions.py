@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from particle.pdgid import literals as pid
 
@@ -171,10 +172,10 @@ def _baseline(events: RaggedEvents) -> tuple[Particles, NDArray[np.int64], NDArr
     return particles, carriers, _classes(np.abs(leaves["pdg"]), np.asarray(leaves["charge"]) != 0, tracks >= 0)
 
 
-def _largest(lists: object, first: NDArray[np.int64], size: NDArray[np.float32]) -> NDArray[np.int64]:
+def _largest(lists: pa.ListArray, first: NDArray[np.int64], size: NDArray[np.float32]) -> NDArray[np.int64]:
     """The element of largest `size` in each list of indices that count from `first`; -1 where a list is empty."""
-    offsets = lists.offsets.to_numpy().astype(np.int64)  # type: ignore[attr-defined]
-    flat = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]  # type: ignore[attr-defined]
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    flat = lists.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
     owner = _event_of(offsets - offsets[0])
     found = np.full(len(first), -1, np.int64)
     element = flat + first[owner]

@@ -195,12 +195,11 @@ def _question(subject: _Subject, bundle: Bundle | None, evaluation: Evaluation |
         return f"What is {subject.name}, {made} of {card['detector']}?"
     manifest = index.manifest
     of_what = f"{manifest.detector} ({manifest.process or 'unnamed process'}, {manifest.simulation} simulation)"
-    unseen = " that it learned from" if split == "train" else ", which it did not learn from,"
+    elsewhere = "" if manifest.hash == card["data"] else ", a data set that it was not trained on,"
     beside = [look(key).label for key in evaluation.result.metrics if key != MLPF]
     others = f"{', '.join(beside[:-1])} and {beside[-1]}"
-    return (
-        f"How well does {subject.name}, {made}, reconstruct {evaluation.result.num_events:,} events of {of_what}{unseen} beside {others}?"
-    )
+    events = f"{evaluation.result.num_events:,} {split} events of {of_what}{elsewhere}"
+    return f"How well does {subject.name}, {made}, reconstruct {events} beside {others}?"
 
 
 def verdicts(result: EvaluationResult) -> list[str]:
@@ -276,7 +275,7 @@ def _training(record: RunRecord, *, has_evaluation: bool) -> list[PageSection]:
     figures: list[PageFigure] = []
     if curves["train"]:
         jets = record.history("validation_jet_response_iqr_over_median")
-        curves |= {"jet_iqr": jets} if jets else {}
+        curves |= {"jet_iqr": jets, "jet_iqr_error": record.history("validation_jet_response_iqr_over_median_error")} if jets else {}
         drawn = learning_curves(curves, references=references(dict(record.metrics)) if jets else None)
         caption = "Loss of training and of validation events against optimizer step" + (
             ", and the jets of validation events." if jets else "."
@@ -299,7 +298,8 @@ def _logged(record: RunRecord) -> list[PageFigure]:
         content = record.read(path) if path.endswith(".png") else None
         if content is not None and not path.endswith("learning_curves.png"):
             name = Path(path).stem
-            found.append(logged_figure(name, content, _CAPTIONS.get(name, name)))
+            numbers = record.read(path.removesuffix(".png") + ".json") or b""
+            found.append(logged_figure(name, content, _CAPTIONS.get(name, name), numbers=numbers.decode()))
     return found
 
 

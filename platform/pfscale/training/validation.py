@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pfscale.models.batch import collate
-from pfscale.shards.dataset import EventIndex, cut_by_tokens, read_events, select_events
+from pfscale.shards.dataset import EventIndex, cut_by_tokens, select_events
 from pfscale.shards.ragged import RaggedEvents
 from pfscale.tasks.reconstruction import LOSS_TERMS
-from pfscale.training.batches import LEARNING_COLUMNS, Step, worker_passes
+from pfscale.training.batches import Step, learning_events, worker_passes
 from pfscale.training.engine import Engine
 from pfscale.training.guard import explained_memory
 from pfscale.training.session import World, sum_over_workers
@@ -57,7 +57,7 @@ class Validation:
 
     def _read(self) -> Iterator[RaggedEvents]:
         for first in range(0, len(self.members), self.CHUNK):
-            yield read_events(self.index, self.members[first : first + self.CHUNK], LEARNING_COLUMNS)
+            yield learning_events(self.index, self.members[first : first + self.CHUNK])
 
 
 def evaluate_loss(engine: Engine, validation: Validation, world: World) -> dict[str, float]:

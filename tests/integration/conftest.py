@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def s3() -> Iterator[str]:
             patch.setenv(name, value)
         import s3fs
 
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield "s3://bucket"
+        bucket = f"bucket-{uuid.uuid4().hex[:8]}"  # the servers of one process share what they hold
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}"
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()

@@ -246,19 +246,19 @@ def test_second_ingest_into_one_folder_is_refused(tmp_path: Path, monkeypatch: p
         at_work.set()
         assert go_on.wait(60)
 
-    after_examining(monkeypatch, wait)
-    first = threading.Thread(target=ingest, args=(files,), kwargs={"detector": "idea", "output": out})
-    first.start()
-    try:
-        assert at_work.wait(60)
-        with pytest.raises(ResourceError, match=f"another ingest is at work.*process {os.getpid()} on .*, since 2"):
-            ingest([str(tmp_path / "not" / "even" / "there.root")], detector="idea", output=out)
-    finally:
-        go_on.set()
-        first.join()
+    with monkeypatch.context() as patch:
+        after_examining(patch, wait)
+        first = threading.Thread(target=ingest, args=(files,), kwargs={"detector": "idea", "output": out})
+        first.start()
+        try:
+            assert at_work.wait(60)
+            with pytest.raises(ResourceError, match=f"another ingest is at work.*process {os.getpid()} on .*, since 2"):
+                ingest([str(tmp_path / "not" / "even" / "there.root")], detector="idea", output=out)
+        finally:
+            go_on.set()
+            first.join()
     assert load_manifest(out).num_events == EVENTS
     assert not (out / LOCK_FILE).exists()
-    monkeypatch.undo()
     assert ingest(files, detector="idea", output=out).num_events == EVENTS
 
 

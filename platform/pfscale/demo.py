@@ -30,7 +30,7 @@ TOKENS_PER_STEP = 4096
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo does; the defaults take about six minutes on two cores.
+    """How much the demo does; the defaults take six to twelve minutes on two cores.
 
     Attributes:
         small, large: CLD training events of the two transfers.
@@ -187,7 +187,7 @@ def _pretrain(shards: Path, run: RunConfig, *, num_steps: int) -> Run:
     return pretrain(
         PretrainConfig(
             data=DataConfig(shards=str(shards), num_validation_events=300, tokens_per_step=TOKENS_PER_STEP),
-            optimisation=OptimisationConfig(num_steps=num_steps, learning_rate=2e-3, evaluate_every=100),
+            optimisation=OptimisationConfig(num_steps=num_steps, evaluate_every=100),
             checkpoint_every=200,
             run=run.model_copy(update={"num_workers": 1, "cpus_per_worker": 1.0, "threads_per_worker": 2}),
         )

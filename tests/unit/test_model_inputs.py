@@ -14,7 +14,7 @@ import torch
 from pfscale.errors import ConfigError, InputFileError
 from pfscale.models.bundle import CARD, CONFIG, MLPF_KIND, WEIGHTS, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
-from pfscale.shards.ragged import RaggedEvents, from_arrow
+from pfscale.shards.ragged import NUM_MOMENTUM_FEATURES, RaggedEvents, from_arrow
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.inference import run_model
 from synthetic_events import synthetic_table
@@ -74,20 +74,20 @@ def test_nothing_gives_no_candidates(events: RaggedEvents, model: Mlpf, lengths:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("column", [0, 1, 2, 3])
+@pytest.mark.parametrize("column", range(NUM_MOMENTUM_FEATURES))
 def test_a_momentum_that_is_not_finite_is_an_error_with_its_event(events: RaggedEvents, model: Mlpf, column: int, value: float) -> None:
     """Catches candidates of NaN GeV, which jets and sums would carry on; the error names event, element and feature."""
     bad = with_feature(events, column, value, element=int(events.offsets[4]) + 2)
     with pytest.raises(InputFileError, match="element 2") as told:
         run_model(model, bad, ANY)
     assert told.value.where == f"event uid:{events.uid[4]}"
-    assert ("pt or et", "eta", "sin_phi", "cos_phi")[column] in str(told.value)
+    assert ("pt or et", "eta", "sin_phi", "cos_phi", "p or energy")[column] in str(told.value)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38])
 def test_other_features_may_be_anything(events: RaggedEvents, model: Mlpf, value: float) -> None:
     """Catches an infinite fit quality or time that makes its whole event NaN; infinite counts as missing, huge as an outlier."""
-    for column in range(4, 16):
+    for column in range(NUM_MOMENTUM_FEATURES, 16):
         got = run_model(model, with_feature(events, column, value, element=1), ANY).candidates
         assert np.isfinite(got.energy).all()
         assert np.isfinite(got.scores).all()

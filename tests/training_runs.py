@@ -79,6 +79,17 @@ def progress_step(storage: Path) -> int:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """While it lasts, torch has one thread, as `PretrainProcess` has: another number adds in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def stopped_at(storage: Path, step: int) -> Iterator[None]:
     """Asks the only training below a storage folder to stop once it has logged this step."""
     ended = threading.Event()
@@ -124,7 +135,7 @@ class PretrainProcess:
         (folder / "pretrain.yaml").write_text(dump_yaml(wanted))
         self.storage, self.log = Path(wanted.run.storage), folder / "output.txt"
         command = [sys.executable, "-c", "from pfscale.cli import main; main()", "pretrain", str(folder / "pretrain.yaml")]
-        # Another number of threads adds in another order: not the same weights bit for bit.
+        # Another number of threads would not give the same weights bit for bit.
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         with self.log.open("a") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=variables)

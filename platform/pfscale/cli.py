@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pfscale.commands import data, models, trainings
+from pfscale.commands import data, models, studies, trainings
 from pfscale.commands.terminal import INTERRUPTED, UNEXPECTED, Output
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
 
@@ -121,7 +121,7 @@ def demo(output: Output = Path("pfscale-demo")) -> None:
 
 for verb in (
     *(data.simulate, data.ingest, data.inspect),
-    *(trainings.pretrain, trainings.finetune, trainings.downstream),
+    *(trainings.pretrain, trainings.finetune, trainings.downstream, studies.sweep),
     *(models.evaluate, models.report, models.reconstruct, models.export),
 ):
     app.command()(verb)

@@ -38,6 +38,8 @@ class RunConfig(Config):
         description="MLflow tracking and registry URI; default: MLFLOW_TRACKING_URI where it is set",
     )
     experiment: str = Field("pfscale", description="MLflow experiment")
+    parent_run: str = Field("", pattern=r"^\w*$", description="id of the MLflow run that this one is shown below; empty: none")
+    tags: dict[str, str] = Field(default_factory=dict, description="further tags of the MLflow run")
     num_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in the calling process")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
     threads_per_worker: int = Field(0, ge=0, description="torch threads of a worker; 0: as many as it has whole CPUs, at least one")

@@ -10,7 +10,6 @@ import typer
 
 from pfscale.commands.terminal import ConfigPath, Overrides, out, print_run, say_progress
 from pfscale.config import Config, load_config
-from pfscale.errors import unknown_name
 
 config_app = typer.Typer(no_args_is_help=True, help="Configs, resolved and checked.")
 
@@ -53,25 +52,12 @@ def config_check(verb: str, config: Annotated[Path | None, typer.Argument(metava
 
 def _resolved(verb: str, path: Path | None, overrides: list[str] | None) -> Config:
     """The config of a learning verb; the first argument after the verb may already be an override."""
+    from pfscale.training.verbs import find_verb
+
+    config_class = find_verb(verb).config_class
     if path is not None and "=" in path.name and not path.exists():
-        return load_config(_config_class(verb), None, [str(path), *(overrides or ())])
-    return load_config(_config_class(verb), path, overrides or ())
-
-
-def _config_class(verb: str) -> type[Config]:
-    if verb == "pretrain":
-        from pfscale.training.pretrain import PretrainConfig
-
-        return PretrainConfig
-    if verb == "finetune":
-        from pfscale.training.finetune import FinetuneConfig
-
-        return FinetuneConfig
-    if verb == "downstream":
-        from pfscale.training.downstream import DownstreamConfig
-
-        return DownstreamConfig
-    raise unknown_name("verb with a config", verb, ("pretrain", "finetune", "downstream"))
+        return load_config(config_class, None, [str(path), *(overrides or ())])
+    return load_config(config_class, path, overrides or ())
 
 
 def _annotated(config: Config, indent: str = "") -> Iterator[str]:

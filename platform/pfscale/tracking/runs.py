@@ -140,6 +140,21 @@ class Tracker:
             known = self._search(open_client(self.uri), {FINGERPRINT_TAG: fingerprint}, status="FINISHED")
         return known[0] if known else None
 
+    def find_run(self, fingerprint: str) -> str | None:
+        """The id of the latest run with this fingerprint, however it ended; None where there is none."""
+        with tracking_errors(self.uri):
+            known = self._search(open_client(self.uri), {FINGERPRINT_TAG: fingerprint})
+        return known[0] if known else None
+
+    def end_children(self, parent_run_id: str) -> None:
+        """Ends the runs below one that are left running by processes that are gone, as KILLED."""
+        with tracking_errors(self.uri):
+            client = open_client(self.uri)
+            clause = f"tags.`{PARENT_TAG}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+            while left := client.search_runs([self.experiment_id], clause, max_results=1000):
+                for run in left:
+                    client.set_terminated(run.info.run_id, "KILLED")
+
     def _search(self, client: MlflowClient, tags: Mapping[str, str], *, status: str | None = None) -> list[str]:
         clauses = [f"tags.`{key}` = '{_quote(value)}'" for key, value in tags.items()]
         if status is not None:

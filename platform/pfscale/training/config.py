@@ -107,6 +107,7 @@ class TrainingConfig(Config):
     recompute_activations: bool = runtime(False, description="activation checkpointing: less memory, a third more time, the same result")
     guard: GuardConfig = runtime(GuardConfig(), description="when a training stops itself")
     physics_every: int = runtime(0, ge=0, description="steps between two looks at jets and missing momentum, at evaluations; 0: at the end")
+    physics_events: int = runtime(1000, ge=0, description="validation events of the physics figures at the end; 0: none")
     checkpoint_every: int = runtime(100, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = runtime(2, ge=1, description="checkpoints kept, newest first")
     register_as: str = runtime("auto", description="name in the model registry; auto: mlpf-<detector>; empty: not registered")

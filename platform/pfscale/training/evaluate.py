@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.json"
 EVALUATION_VERSION = "1"  # to be raised when the same model and events give other figures
 _BOOTSTRAP_SEED = 1
+Scope = Literal["all", "model", "events"]
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,14 @@ def evaluate_bundle(
     *,
     title: str,
     other_seeds: Sequence[Bundle] = (),
-    is_alone: bool = False,
+    scope: Scope = "all",
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """As `evaluate`, for a loaded model and chosen events; nothing is logged.
 
     Args:
-        is_alone: whole events of the model only, without what it is compared with: a fraction of the time.
+        scope: all: beside what the model is compared with; model: the model alone; events: the model alone, without its particles, in a
+            fraction of the time.
 
     Raises:
         ShardError: a shard is missing or torn.
@@ -163,11 +165,13 @@ def evaluate_bundle(
     manifest = index.manifest
     notes = mismatches(bundle.card, detector=manifest.detector, simulation=manifest.simulation, what="the shards")
     parts, seeds = [], []
-    columns = model_columns() if is_alone else evaluation_columns(has_baseline=manifest.has_baseline)
+    columns = evaluation_columns(has_baseline=manifest.has_baseline) if scope == "all" else model_columns(with_particles=scope == "model")
     for events in event_chunks(index, members, columns, progress=progress):
         predicted = run_model(bundle.model, events, ReconstructionConfig(**bundle.card["task"])).candidates
-        compared = model_alone(events, predicted) if is_alone else reconstructions_of(events, predicted, has_baseline=manifest.has_baseline)
-        parts.append(compared)
+        if scope == "all":
+            parts.append(reconstructions_of(events, predicted, has_baseline=manifest.has_baseline))
+        else:
+            parts.append(model_alone(events, predicted, with_particles=scope == "model"))
         seeds.append([run_model(other.model, events, ReconstructionConfig(**other.card["task"])).candidates for other in other_seeds])
     sample = joined(parts)
     sizes = [part.gen.num_events for part in parts]

@@ -9,14 +9,14 @@ from typing import Literal
 from pydantic import Field
 
 from pfscale.config import dump_yaml, fingerprint, runtime
-from pfscale.models.bundle import Bundle, load_bundle
+from pfscale.models.bundle import load_bundle
 from pfscale.shards.dataset import load_index
 from pfscale.shards.manifest import load_manifest
 from pfscale.tracking.registry import weights_digest
 from pfscale.tracking.runs import Tracker, connect, ended
 from pfscale.training.config import TrainingConfig, loggable, resolved
 from pfscale.training.engine import TorchEngine
-from pfscale.training.launch import TRAINING_VERSION, Launch, evaluate_on_validation, run_training
+from pfscale.training.launch import TRAINING_VERSION, Launch, evaluate_on_validation, run_training, started
 from pfscale.training.lookup import locate_model, mismatches
 from pfscale.training.module import TaskModule
 from pfscale.training.run import Run
@@ -41,6 +41,16 @@ def finetune(config: FinetuneConfig) -> Run:
     Raises:
         ModelNotFoundError: no such backbone; ShardError, NotEnoughDataError, ResourceError, TrackingError, TrainingError.
     """
+    launch, tracker = finetuning(config)
+    return _zero_shot(launch, tracker) if config.mode == "zero-shot" else run_training(launch, tracker)
+
+
+def finetuning(config: FinetuneConfig) -> tuple[Launch, Tracker]:
+    """What `finetune` runs, and where it logs.
+
+    Raises:
+        ModelNotFoundError, ShardError, TrackingError.
+    """
     manifest = load_manifest(config.data.shards)
     tracker = connect(config.run.tracking_uri, config.run.experiment)
     folder, address = locate_model(config.backbone, tracking_uri=tracker.uri)
@@ -61,23 +71,26 @@ def finetune(config: FinetuneConfig) -> Run:
         trainable="heads" if config.mode == "heads" else "all",
         notes=() if is_scratch else notes,
     )
-    return _zero_shot(launch, tracker, bundle) if config.mode == "zero-shot" else run_training(launch, tracker)
+    return launch, tracker
 
 
-def _zero_shot(launch: Launch, tracker: Tracker, bundle: Bundle) -> Run:
+def _zero_shot(launch: Launch, tracker: Tracker) -> Run:
     """The backbone's own figures on the new detector; nothing is trained or registered."""
     config = launch.config
+    assert launch.backbone_folder is not None
+    bundle = load_bundle(launch.backbone_folder)
     index = load_index(config.data.shards)
     members = validation_events(index, config.data.num_validation_events)
     tags = {"pfscale.verb": "finetune", "pfscale.backbone": launch.backbone}
-    logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags=tags)
+    logger = started(launch, tracker, tags)
     with ended(logger):
         logger.log_config(dump_yaml(loggable(config)))
         engine = TorchEngine(TaskModule(bundle.model, config.task, trainable="all"), config.optimisation)
         losses = evaluate_loss(engine, Validation(index, members), Alone())
         as_asked = replace(bundle, card={**bundle.card, "task": config.task.model_dump(mode="json")})
-        evaluation = evaluate_on_validation(as_asked, index)
-        metrics = {"validation_loss": losses["loss"], **{k: v for k, v in evaluation.metrics.items() if math.isfinite(v)}}
+        evaluation = evaluate_on_validation(as_asked, index, num_events=config.physics_events)
+        found = evaluation.metrics if evaluation is not None else {}
+        metrics = {"validation_loss": losses["loss"], **{k: v for k, v in found.items() if math.isfinite(v)}}
         logger.log_metrics(metrics, step=0)
         return Run(
             run_id=logger.run_id,

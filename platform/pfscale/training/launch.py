@@ -52,7 +52,6 @@ from pfscale.training.validation import validation_events
 
 _log = logging.getLogger(__name__)
 TRAINING_VERSION = "4"  # to be raised when the same config and data give other weights: old runs then count as other runs
-_FINAL_PHYSICS_EVENTS = 1000  # validation events of the physics figures at the end of a training
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,30 @@ class Launch:
 
     @property
     def name(self) -> str:
+        """Of the run, in MLflow and in the storage folder."""
         return f"{self.config.run.name or self.verb}-{self.fingerprint}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the run: checkpoints, progress, the model.
+
+        Raises:
+            ResourceError: the storage is no folder that lasts.
+        """
+        return storage_folder(self.config.run) / self.name
+
+    def loop_inputs(self, tracker: Tracker, run_id: str, folder: Path) -> LoopInputs:
+        """What a worker gets; workers start in folders of their own, so the data's place is made absolute."""
+        data = self.config.data.model_copy(update={"shards": str(Path(self.config.data.shards).resolve())})
+        return LoopInputs(
+            config=self.config.model_copy(update={"data": data}),
+            model=self.model,
+            tracker=tracker,
+            run_id=run_id,
+            folder=folder,
+            backbone=self.backbone_folder,
+            trainable=self.trainable,
+        )
 
 
 def run_training(launch: Launch, tracker: Tracker) -> Run:
@@ -89,7 +111,7 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
     index = load_index(config.data.shards)
     select_events(index, "train", config.data.num_events)  # both raise before any worker starts
     validation_events(index, config.data.num_validation_events)
-    folder = storage_folder(config.run) / launch.name
+    folder = launch.folder
     with claimed(folder):
         finished = read_finished(folder, tracker, launch.fingerprint)
         if finished is not None:
@@ -104,13 +126,19 @@ def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) ->
         longest = int(index.num_elements.max())
         preflight(config, launch.model, folder, tracker.uri, longest=longest)
         tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
-        logger = tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags={**tags, "pfscale.backbone": launch.backbone})
+        logger = started(launch, tracker, {**tags, "pfscale.backbone": launch.backbone})
         with ended(logger):
             _log_inputs(launch, logger, index)
             weights, state = _trained(launch, tracker, logger, folder)
             bundle = folder / "model"
             save_bundle(bundle, launch.model, model_weights(weights), _card(launch, index, state))
             return _finish(launch, tracker, logger, index, bundle, state)
+
+
+def started(launch: Launch, tracker: Tracker, tags: Mapping[str, str]) -> RunLogger:
+    """The MLflow run of a training, below another one where its config says so."""
+    run = launch.config.run
+    return tracker.start_run(launch.name, fingerprint=launch.fingerprint, tags={**tags, **run.tags}, parent_run_id=run.parent_run or None)
 
 
 def _log_inputs(launch: Launch, logger: RunLogger, index: EventIndex) -> None:
@@ -132,18 +160,7 @@ def _trained(launch: Launch, tracker: Tracker, logger: RunLogger, folder: Path) 
     Raises:
         StoppedError: it was asked to stop.
     """
-    config = launch.config
-    # Workers start in folders of their own.
-    data = config.data.model_copy(update={"shards": str(Path(config.data.shards).resolve())})
-    inputs = LoopInputs(
-        config=config.model_copy(update={"data": data}),
-        model=launch.model,
-        tracker=tracker,
-        run_id=logger.run_id,
-        folder=folder,
-        backbone=launch.backbone_folder,
-        trainable=launch.trainable,
-    )
+    config, inputs = launch.config, launch.loop_inputs(tracker, logger.run_id, folder)
     _log.info("%s: %d steps; watch it with: %s", launch.name, config.optimisation.num_steps, logger.link)
     with told(folder, num_steps=config.optimisation.num_steps), _last_checkpoint(inputs, folder) as checkpoint:
         state = read_state(checkpoint)
@@ -159,15 +176,18 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     bundle = load_bundle(bundle_folder)
     metrics = {"validation_loss": state.best_loss, "best_step": float(state.best_step)}
     metrics["num_train_events"] = float(bundle.card["num_train_events"])
-    evaluation = evaluate_on_validation(bundle, index)
-    metrics |= evaluation.metrics
-    for name, (figure, numbers) in main_figures(evaluation.result).items():
-        logger.log_figure(figure, f"figures/{name}.png")
-        logger.log_json(numbers, f"figures/{name}.json")
+    evaluation = evaluate_on_validation(bundle, index, num_events=launch.config.physics_events)
+    measured_on = "validation losses only"
+    if evaluation is not None:
+        metrics |= evaluation.metrics
+        measured_on = f"{evaluation.result.num_events} validation events"
+        for name, (figure, numbers) in main_figures(evaluation.result).items():
+            logger.log_figure(figure, f"figures/{name}.png")
+            logger.log_json(numbers, f"figures/{name}.json")
     logger.log_figure(figures.learning_curves(history, references=references(metrics))[0], "figures/learning_curves.png")
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=state.step)
-    card = {**bundle.card, "metrics": finite, "measured_on": f"{evaluation.result.num_events} validation events", "run": logger.run_id}
+    card = {**bundle.card, "metrics": finite, "measured_on": measured_on, "run": logger.run_id}
     save_bundle(bundle_folder, launch.model, bundle.model.state_dict(), card)
     notes = list(launch.notes)
     version = _register(launch, tracker, logger.run_id, bundle_folder, notes)
@@ -186,9 +206,11 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     return run
 
 
-def evaluate_on_validation(bundle: Bundle, index: EventIndex) -> Evaluation:
-    """The physics figures of every training: the same validation events whatever was trained on, and however."""
-    members = validation_events(index, _FINAL_PHYSICS_EVENTS)
+def evaluate_on_validation(bundle: Bundle, index: EventIndex, *, num_events: int) -> Evaluation | None:
+    """The physics figures of every training: the same validation events whatever was trained on, and however; None of no events."""
+    if not num_events:
+        return None
+    members = validation_events(index, num_events)
     return evaluate_bundle(bundle, index, members, title=f"{len(members)} validation events")
 
 

@@ -28,7 +28,7 @@ from pfscale.training.engine import Weights, learning_rate, swapped, update_aver
 from pfscale.training.guard import Guard, explained_memory
 from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, Meter
 from pfscale.training.module import TaskModule
-from pfscale.training.progress import write_progress
+from pfscale.training.progress import write_evaluation, write_progress
 from pfscale.training.session import Session, sum_over_workers
 from pfscale.training.validation import Validation, evaluate_loss, first_not_finite, validation_events
 
@@ -70,10 +70,7 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     index = load_index(config.data.shards)
     train = select_events(index, "train", config.data.num_events)
     validation = Validation(index, validation_events(index, config.data.num_validation_events), config.data.tokens_per_pass)
-    torch.manual_seed(config.seed)
-    module = TaskModule(_build_model(inputs, index, train), config.task, trainable=inputs.trainable)
-    module.model.encoder.recomputes = config.recompute_activations
-    module.model.encoder.block_dtype = torch.bfloat16 if config.precision == "bf16" else None
+    module = build_module(inputs, index, train)
     with ExitStack() as stack:
         logger = stack.enter_context(_flushed(inputs.tracker.attach(inputs.run_id))) if session.rank == 0 else None
         restored = loop_start(config, module, session)
@@ -193,35 +190,41 @@ class _Training:
             self.state.history["validation"].append((self.state.step, losses["loss"]))
             if self.logger is not None:
                 self.logger.log_metrics({f"validation_{k}": v for k, v in losses.items()}, step=self.state.step)
+            metrics = {f"validation_{k}": v for k, v in losses.items()}
             score = losses[self.config.optimisation.best_by]
             if score < self.state.best_score:
                 self.state.best_score, self.state.best_loss, self.state.best_step = score, losses["loss"], self.state.step
                 self.best = of_first(self.session, self.engine.weights())
             if self.config.physics_every and self.state.step % self.config.physics_every == 0:
-                self._look_at_physics()
+                metrics |= self._look_at_physics()
+            if self.session.rank == 0:
+                write_evaluation(self.inputs.folder, step=self.state.step, metrics=metrics)
 
-    def _look_at_physics(self) -> None:
-        """Jets and missing momentum of the weights as they are; rank 0 reconstructs, the others wait at the next step."""
+    def _look_at_physics(self) -> dict[str, float]:
+        """Jets and missing momentum of the weights as they are, under the names they are logged by.
+
+        Rank 0 reconstructs, the others wait at the next step.
+        """
         weights = self.engine.weights()
         if self.session.rank:
-            return
+            return {}
         from pfscale.training.evaluate import evaluate_bundle
 
         model = Mlpf(self.inputs.model)
         model.load_state_dict(model_weights(weights))
         card = {"task": self.config.task.model_dump(mode="json"), **_data_of(self.index)}
         sample = self.validation.sample(_PHYSICS_EVENTS)
-        found = evaluate_bundle(Bundle(model.eval(), card), self.index, sample, title="", is_alone=True).metrics
-        logged = {name: found[name] for name in _PHYSICS_METRICS if math.isfinite(found.get(name, math.nan))}
-        if self.logger is not None:
-            # not under the names of the final figures, which are of the best weights and of other events
-            self.logger.log_metrics(
-                {f"validation_{name.removeprefix('mlpf/')}": value for name, value in logged.items()}, step=self.state.step
-            )
-        if _JET_IQR in logged:
-            self.state.history.setdefault(JET_IQR, []).append((self.state.step, logged[_JET_IQR]))
+        found = evaluate_bundle(Bundle(model.eval(), card), self.index, sample, title="", scope="events").metrics
+        finite = {name: found[name] for name in _PHYSICS_METRICS if math.isfinite(found.get(name, math.nan))}
+        if _JET_IQR in finite:
+            self.state.history.setdefault(JET_IQR, []).append((self.state.step, finite[_JET_IQR]))
             error = found.get(f"{_JET_IQR}_error", math.nan)
             self.state.history.setdefault(JET_IQR_ERROR, []).append((self.state.step, error))
+        # not under the names of the final figures, which are of the best weights and of other events
+        logged = {f"validation_{name.removeprefix('mlpf/')}": value for name, value in finite.items()}
+        if self.logger is not None:
+            self.logger.log_metrics(logged, step=self.state.step)
+        return logged
 
     def _commit(self) -> None:
         self.committed = self.state.step
@@ -241,6 +244,16 @@ class _Training:
 def model_weights(weights: Weights) -> Weights:
     """The weights of the model alone, by the model's own names."""
     return {name.removeprefix("model."): value for name, value in weights.items()}
+
+
+def build_module(inputs: LoopInputs, index: EventIndex, train: NDArray[np.int64]) -> TaskModule:
+    """Model and loss as they are before the first step."""
+    config = inputs.config
+    torch.manual_seed(config.seed)
+    module = TaskModule(_build_model(inputs, index, train), config.task, trainable=inputs.trainable)
+    module.model.encoder.recomputes = config.recompute_activations
+    module.model.encoder.block_dtype = torch.bfloat16 if config.precision == "bf16" else None
+    return module
 
 
 def _build_model(inputs: LoopInputs, index: EventIndex, train: NDArray[np.int64]) -> Mlpf:

@@ -1,4 +1,7 @@
-"""What a training says while it runs: rank 0 leaves its last figures in the run's folder, the driver tells them through `logging`."""
+"""What a training says while it runs: rank 0 leaves its last figures and its evaluations in the run's folder.
+
+The driver tells them through `logging`; a sweep reads them to compare trials.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
-PROGRESS = "progress.json"
+PROGRESS, EVALUATIONS = "progress.json", "evaluations.jsonl"
 _POLL_SECONDS = 1.0
 _SAY_SECONDS = 10.0
 
@@ -30,6 +33,26 @@ def write_progress(
     draft = folder / f".{PROGRESS}"
     draft.write_text(json.dumps(values))
     draft.replace(folder / PROGRESS)
+
+
+def write_evaluation(folder: Path, *, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds one evaluation to those of the run."""
+    with (folder / EVALUATIONS).open("a") as file:
+        file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_evaluations(folder: Path) -> list[dict[str, float]]:
+    """The evaluations so far, by `step`; of a step that was repeated after an interruption, the later one."""
+    path = folder / EVALUATIONS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found: dict[int, dict[str, float]] = {}
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # being written, or cut by a kill
+            continue
+        found[int(values["step"])] = values
+    return [found[step] for step in sorted(found)]
 
 
 @contextmanager

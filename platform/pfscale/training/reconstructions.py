@@ -45,27 +45,32 @@ def evaluation_columns(*, has_baseline: bool) -> tuple[str, ...]:
     return (*INPUT_COLUMNS, *TARGET_COLUMNS, *GEN_COLUMNS, *_VISIBLE_COLUMNS, *(BASELINE_COLUMNS if has_baseline else ()))
 
 
-def model_columns() -> tuple[str, ...]:
+def model_columns(*, with_particles: bool) -> tuple[str, ...]:
     """The columns of shards that `model_alone` looks at."""
-    return (*INPUT_COLUMNS, *GEN_COLUMNS, *_VISIBLE_COLUMNS)
+    return (*INPUT_COLUMNS, *GEN_COLUMNS, *_VISIBLE_COLUMNS, *(TARGET_COLUMNS if with_particles else ()))
 
 
-def model_alone(events: RaggedEvents, predicted: Candidates) -> Reconstructions:
-    """The model's candidates with the truth of whole events, and nothing beside them."""
-    return Reconstructions({MLPF: predicted}, {}, gen_reference(events))
+def model_alone(events: RaggedEvents, predicted: Candidates, *, with_particles: bool) -> Reconstructions:
+    """The model's candidates with the truth of whole events, and of particles where they are asked for; nothing beside them."""
+    elements = {MLPF: _model_elements(events, predicted)} if with_particles else {}
+    return Reconstructions({MLPF: predicted}, elements, gen_reference(events))
 
 
 def reconstructions_of(events: RaggedEvents, predicted: Candidates, *, has_baseline: bool) -> Reconstructions:
     """The model's candidates beside truth targets, bare clusters and, where the file has one, the rule-based reconstruction."""
     found: dict[str, Particles] = {MLPF: predicted, TRUTH_TARGETS: truth_candidates(events)}
-    rows = events.offsets[predicted.event] + predicted.element_index
-    elements = {MLPF: element_predictions(events, rows, _classes_of_scores(predicted), predicted)}
+    elements = {MLPF: _model_elements(events, predicted)}
     if has_baseline:
         found[RULE_BASED], carriers, classes = _baseline(events)
         kept = _one_per_element(carriers, found[RULE_BASED].energy)
         elements[RULE_BASED] = element_predictions(events, carriers[kept], classes[kept], _rows_of(found[RULE_BASED], kept))
     found[CALORIMETER_ONLY] = _clusters(events)
     return Reconstructions(found, elements, gen_reference(events))
+
+
+def _model_elements(events: RaggedEvents, predicted: Candidates) -> ElementPredictions:
+    rows = events.offsets[predicted.event] + predicted.element_index
+    return element_predictions(events, rows, _classes_of_scores(predicted), predicted)
 
 
 def truth_candidates(events: RaggedEvents) -> Candidates:

@@ -1,0 +1,148 @@
+"""Whether a setting does anything: the first two steps of a training, on a few events, as one digest.
+
+In other sweeps a searched key has been a no-op for months. Here two values of every searched key must give other trainings, by what is
+built and done, not by what is written down: the plan of the data, the schedule, the weights after two steps, what is kept of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pfscale.errors import ConfigError
+from pfscale.models.batch import collate
+from pfscale.models.flops import training_flops
+from pfscale.shards.dataset import EventIndex, load_index, plan_epoch, select_events
+from pfscale.studies.config import Draw, Question
+from pfscale.tracking.runs import Tracker
+from pfscale.training.batches import learning_events
+from pfscale.training.checkpoint import parameters
+from pfscale.training.config import TorchEngineConfig, TrainingConfig
+from pfscale.training.engine import learning_rate, make_engine, update_average
+from pfscale.training.launch import Launch
+from pfscale.training.loop import build_module
+from pfscale.training.session import Alone
+from pfscale.training.verbs import find_verb
+
+_EVENTS = 8  # per step that is tried
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What two values of a key lead to: `differs`, whether that is another training."""
+
+    key: str
+    values: tuple[Any, Any]
+    differs: bool
+
+
+def require_effects(question: Question, found: Sequence[Draw]) -> list[Tried]:
+    """Tries two values of every key that the draws vary.
+
+    Raises:
+        ConfigError: keys that change nothing.
+    """
+    tried = [_try(question, found, key) for key in _varied(found)]
+    idle = [f"{t.key}: {t.values[0]} and {t.values[1]} give the same training" for t in tried if not t.differs]
+    if idle:
+        count = f"{len(idle)} searched key{'s' * (len(idle) != 1)} without effect"
+        raise ConfigError("\n  ".join([count, *idle]), hint="leave them out of the space, or search what they belong to")
+    return tried
+
+
+def _varied(found: Sequence[Draw]) -> list[str]:
+    """Keys with more than one value, in order."""
+    values: dict[str, set[str]] = {}
+    for draw in found:
+        for key, value in draw.settings:
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, seen in values.items() if len(seen) > 1]
+
+
+def _try(question: Question, found: Sequence[Draw], key: str) -> Tried:
+    """Two draws that differ in `key` alone: another value of it put into one that has it. What is searched beside it stays."""
+    having = [draw for draw in found if key in draw.values]
+    first = having[0]
+    other = next(draw.values[key] for draw in having if repr(draw.values[key]) != repr(first.values[key]))
+    changed = Draw(tuple((name, other if name == key else value) for name, value in first.settings))
+    digests = [digest_of(*find_verb(question.sweep.verb).launch(question.config(draw))) for draw in (first, changed)]
+    return Tried(key, (first.values[key], other), digests[0] != digests[1])
+
+
+def digest_of(launch: Launch, tracker: Tracker) -> str:
+    """What a training would do, as a digest.
+
+    Raises:
+        ShardError, ModelNotFoundError, NotEnoughDataError.
+    """
+    config = launch.config
+    if getattr(config, "mode", "") == "zero-shot":
+        return f"zero-shot {launch.backbone}"
+    index = load_index(config.data.shards)
+    train = select_events(index, "train", config.data.num_events)
+    steps = _first_steps(config, index, train, count=2)
+    hashed = hashlib.blake2b(digest_size=16)
+    optimisation = config.optimisation
+    rates = [learning_rate(optimisation, step) for step in range(optimisation.num_steps)]
+    kept = (optimisation.evaluate_every, optimisation.best_by)
+    for part in (train, *steps, np.array(rates), np.array(kept, dtype=str)):
+        hashed.update(np.ascontiguousarray(part).tobytes())
+    engine = _engine(launch, tracker, index, train)
+    averaged = parameters(engine) if optimisation.ema_decay else None
+    for number, members in enumerate(steps):
+        torch.manual_seed(config.seed + number)
+        events = learning_events(index, np.sort(members[:_EVENTS]))
+        batch = collate(events, np.arange(events.num_events))
+        terms = engine.accumulate(batch, num_elements=max(int(events.lengths.sum()), 1), is_last=True)
+        hashed.update(terms.detach().numpy().tobytes())
+        engine.apply(learning_rate=rates[number])
+        if averaged is not None:
+            update_average(averaged, engine, optimisation.ema_decay, step=number)
+    for weights in (engine.weights(), averaged or {}):
+        for name in sorted(weights):
+            hashed.update(f"{name} {tuple(weights[name].shape)}".encode())
+            hashed.update(weights[name].contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def step_seconds(launch: Launch, tracker: Tracker) -> tuple[float, float]:
+    """(seconds of one training step in this process, its floating-point operations), with one thread as a trial has."""
+    config = launch.config
+    index = load_index(config.data.shards)
+    train = select_events(index, "train", config.data.num_events)
+    (members,) = _first_steps(config, index, train, count=1)
+    events = learning_events(index, np.sort(members))
+    batch = collate(events, np.arange(events.num_events))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, config.run.threads_per_worker))
+    try:
+        engine = _engine(launch, tracker, index, train)
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            engine.accumulate(batch, num_elements=max(int(events.lengths.sum()), 1), is_last=True)
+            engine.apply(learning_rate=0.0)
+            times.append(time.perf_counter() - begin)
+        return min(times), training_flops(engine.module.model, events.lengths.tolist())  # type: ignore[attr-defined]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _first_steps(config: TrainingConfig, index: EventIndex, train: np.ndarray, *, count: int) -> list[np.ndarray]:
+    """Events of the first steps of the first epoch; fewer where it has fewer."""
+    budget = {"tokens_per_step": config.data.tokens_per_step, "window_events": config.data.window_events}
+    window = next(plan_epoch(index, train, **budget, seed=config.seed, epoch=0))
+    return [window.events[rows] for rows in window.steps[:count]]
+
+
+def _engine(launch: Launch, tracker: Tracker, index: EventIndex, train: np.ndarray) -> Any:
+    """Plain torch, whatever engine the trial has: both take the same steps."""
+    module = build_module(launch.loop_inputs(tracker, "", Path()), index, train)
+    return make_engine(TorchEngineConfig(), module, launch.config.optimisation, Alone().device)

@@ -1,0 +1,141 @@
+"""The data multiplier: how many times fewer events one way of training needs than another, at equal metric (arXiv:2102.01293, 2503.00131).
+
+Curves of a metric against the number of events are averaged over seeds, made monotone (pool adjacent violators), and read between their
+points linearly in ln D. Where one curve never reaches what is asked, there is a bound and no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+NUM_REPLICAS = 1000
+LEVEL = 0.95  # of the intervals
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric (lower is better) against the number of events.
+
+    Attributes:
+        sizes: (S,) ascending.
+        values: per size, one value per seed.
+        replicas: per size, (seeds, R) values in the replicas of the test events; None where there are none.
+    """
+
+    sizes: Floats
+    values: tuple[Floats, ...]
+    replicas: tuple[Floats, ...] | None = None
+
+    def mean(self) -> Floats:
+        """(S,) over seeds."""
+        return np.array([seeds.mean() for seeds in self.values])
+
+    def resampled(self, rng: np.random.Generator, replica: int | None) -> Floats:
+        """(S,) means over seeds drawn with replacement, in one replica of the test events."""
+        source = self.values if self.replicas is None or replica is None else tuple(rows[:, replica] for rows in self.replicas)
+        return np.array([seeds[rng.integers(0, len(seeds), len(seeds))].mean() for seeds in source])
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """D(slow) / D(fast) at one value of the metric.
+
+    Attributes:
+        at: the value.
+        fast, slow: events that each needs.
+        value: their ratio; a bound where `is_bound`: the fast curve reaches `at` with its smallest sample already (at least `value`).
+        low, high: interval of the bootstrap; an edge that lies at the end of a curve is a bound, too (`low_is_bound`: at least).
+    """
+
+    at: float
+    fast: float
+    slow: float
+    value: float
+    low: float
+    high: float
+    is_bound: bool = False
+    high_is_bound: bool = False
+
+    def __str__(self) -> str:
+        sign = "≥ " if self.is_bound else ""
+        return f"{sign}{self.value:.1f} [{self.low:.1f}, {'≥ ' if self.high_is_bound else ''}{self.high:.1f}]"
+
+
+def monotone(values: Floats) -> Floats:
+    """The closest sequence (least squares) that never rises."""
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = float(value), 1
+        while blocks and blocks[-1][0] < mean:
+            before, number = blocks.pop()
+            mean, count = (mean * count + before * number) / (count + number), count + number
+        blocks.append((mean, count))
+    return np.concatenate([np.full(count, mean) for mean, count in blocks])
+
+
+def events_needed(sizes: Floats, values: Floats, at: float) -> float:
+    """The number of events at which a falling curve reaches `at`; 0 where it is below from the start, infinity where it never does."""
+    falling = monotone(values)
+    if falling[0] <= at:
+        return 0.0
+    if falling[-1] > at:
+        return float("inf")
+    after = int(np.argmax(falling <= at))
+    share = (falling[after - 1] - at) / (falling[after - 1] - falling[after])
+    return float(np.exp(np.log(sizes[after - 1]) + share * np.log(sizes[after] / sizes[after - 1])))
+
+
+def data_multiplier(fast: Curve, slow: Curve, *, at: float | None = None, seed: int = 1) -> Multiplier:
+    """How many times fewer events `fast` needs, with an interval from the bootstrap over seeds and test events.
+
+    Args:
+        at: the value of the metric; None: the best that the slow curve reaches, or the fast one's if that is worse.
+    """
+    rng = np.random.default_rng(seed)
+    fast_mean, slow_mean = fast.mean(), slow.mean()
+    value = _ratio(fast, fast_mean, slow, slow_mean, at)
+    num = min(r[0].shape[1] for r in (fast.replicas, slow.replicas)) if fast.replicas and slow.replicas else 0  # type: ignore[index]
+    found = []
+    for _ in range(NUM_REPLICAS):
+        replica = int(rng.integers(0, num)) if num else None
+        found.append(_ratio(fast, fast.resampled(rng, replica), slow, slow.resampled(rng, replica), at))
+    order = sorted(found, key=lambda r: r.value)
+    tail = (1 - LEVEL) / 2
+    low, high = order[int(tail * (len(order) - 1))], order[int(np.ceil((1 - tail) * (len(order) - 1)))]
+    return Multiplier(value.at, value.fast, value.slow, value.value, low.value, high.value, value.is_bound, high.is_bound)
+
+
+def multiplier_curve(fast: Curve, slow: Curve, *, seed: int = 1) -> list[Multiplier]:
+    """The multiplier at the value that the fast curve has with each of its sample sizes, where the slow curve reaches it, too."""
+    values = monotone(fast.mean())
+    within = [value for value in values if events_needed(slow.sizes, slow.mean(), float(value)) not in (0.0, float("inf"))]
+    return [data_multiplier(fast, slow, at=float(value), seed=seed) for value in dict.fromkeys(within)]
+
+
+def _ratio(fast: Curve, fast_values: Floats, slow: Curve, slow_values: Floats, at: float | None) -> Multiplier:
+    """Of two curves as they are; where a number is not reached, the end of the curve stands for it."""
+    target = max(monotone(fast_values)[-1], monotone(slow_values)[-1]) if at is None else at
+    needed_fast = events_needed(fast.sizes, fast_values, target)
+    needed_slow = events_needed(slow.sizes, slow_values, target)
+    is_bound = needed_fast == 0.0 or needed_slow == float("inf")
+    needed_fast = float(np.clip(needed_fast, fast.sizes[0], fast.sizes[-1]))
+    needed_slow = float(np.clip(needed_slow, slow.sizes[0], slow.sizes[-1]))
+    ratio = needed_slow / needed_fast
+    return Multiplier(target, needed_fast, needed_slow, ratio, ratio, ratio, is_bound)
+
+
+def curve_of(points: Sequence[tuple[float, float, Sequence[float] | None]]) -> Curve:
+    """The curve of (events, value, replicas or None) of every training."""
+    by_size: dict[float, list[tuple[float, Sequence[float] | None]]] = {}
+    for size, value, replicas in points:
+        by_size.setdefault(float(size), []).append((value, replicas))
+    sizes = sorted(by_size)
+    values = tuple(np.array([value for value, _ in by_size[size]]) for size in sizes)
+    has_replicas = all(replicas is not None for found in by_size.values() for _, replicas in found)
+    replicas = tuple(np.array([r for _, r in by_size[size]], np.float64) for size in sizes) if has_replicas else None
+    return Curve(np.array(sizes), values, replicas)

@@ -1,0 +1,200 @@
+"""What a sweep is going to do, before it does it: checked offline, with a time that follows from a measured step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from pfscale.errors import ConfigError, closest
+from pfscale.models.flops import training_flops
+from pfscale.models.mlpf import Mlpf
+from pfscale.ray_cluster import room_on_nodes
+from pfscale.shards.dataset import load_index, select_events
+from pfscale.shards.manifest import load_manifest
+from pfscale.studies.config import Draw, Question, draws, repeated
+from pfscale.studies.effects import require_effects, step_seconds
+from pfscale.studies.measure import PAIRED, PREFIX, test_sample
+from pfscale.tasks.reconstruction import LOSS_TERMS
+from pfscale.tracking.runs import Tracker
+from pfscale.training.config import TorchEngineConfig
+from pfscale.training.launch import Launch
+from pfscale.training.verbs import find_verb
+
+_LOSSES = ("validation_loss", *(f"validation_{term}" for term in LOSS_TERMS))
+_PHYSICS = ("validation_jet_response_iqr_over_median", "validation_met_resolution")
+_EXAMPLES = 32  # events whose lengths the cost of a step is taken from
+_OTHER_WORK = 1.25  # time of a trial over that of its steps: evaluations, reading, logging
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One trial to come.
+
+    Attributes:
+        launch: what it runs; `mode: zero-shot` has no steps.
+        flops: floating-point operations of all its steps.
+    """
+
+    draw: Draw
+    launch: Launch
+    num_steps: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All trials, how many run at once, and how long it may take.
+
+    Attributes:
+        varied: keys that the sweep searches; each was seen to change the training.
+        flops_per_second: of one trial, measured in this process; NaN where there are no steps.
+        fingerprint: of the question, the trials' configs, data and backbone.
+    """
+
+    question: Question
+    trials: tuple[Planned, ...]
+    tracker: Tracker
+    varied: tuple[str, ...]
+    concurrency: int
+    flops_per_second: float
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Of the sweep, in MLflow and in the storage folder."""
+        return f"sweep-{self.question.name}-{self.fingerprint}"
+
+    @property
+    def detector(self) -> str:
+        """Of the data that is learned from."""
+        return load_manifest(self.trials[0].launch.config.data.shards).detector
+
+    @property
+    def hours(self) -> float:
+        """Estimated, of wall time; longer trials first would not be shorter than the longest."""
+        each = [trial.flops / self.flops_per_second * _OTHER_WORK for trial in self.trials if trial.flops]
+        return max(sum(each) / self.concurrency, max(each, default=0.0)) / 3600
+
+    def table(self) -> Table:
+        """What is printed before anything starts."""
+        sweep = self.question.sweep
+        table = Table("", "", title=sweep.question, title_justify="left", show_header=False)
+        steps = sorted({trial.num_steps for trial in self.trials})
+        shown = ", ".join(f"{n:,}" for n in steps[:6]) + (", ..." if len(steps) > 6 else "")
+        kind = sweep.scheduler.kind
+        rows = [
+            ("trials", f"{len(self.trials)} of {sweep.verb}, {self.concurrency} at once"),
+            ("searched", ", ".join(self.varied) or "nothing"),
+            ("how", f"{sweep.search}" + (f", stopped early by {kind}" if kind != "none" else "")),
+            ("compared by", f"{sweep.metric} ({'lower' if sweep.mode == 'min' else 'higher'} is better)"),
+            ("steps of a trial", shown),
+            ("estimated time", f"{self.hours:.2g} hours" + (" if none were stopped" if kind != "none" else "")),
+            ("storage", f"{self.trials[0].launch.config.run.storage}/{self.name}"),
+        ]
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+
+def plan_sweep(question: Question) -> SweepPlan:
+    """The plan of a sweep, everything checked that can be checked without a cluster.
+
+    Raises:
+        ConfigError: draws that do not fit the config, an unknown metric, a searched key without effect; all of a kind at once.
+        ShardError, ModelNotFoundError, NotEnoughDataError, TrackingError.
+    """
+    sweep = question.sweep
+    found = draws(sweep)
+    _require_valid(question, found)
+    first_seed = int(getattr(question.config(found[0]), "seed", 1))
+    wanted = [draw for one in found for draw in repeated(one, first_seed=first_seed, count=sweep.repeat)]
+    launches = [find_verb(sweep.verb).launch(question.config(draw)) for draw in wanted]
+    _require_metric(question, [launch for launch, _ in launches])
+    if sweep.test is not None:
+        test_sample(sweep.test, launches[0][0].config.data.shards)
+    varied = [tried.key for tried in require_effects(question, wanted)]
+    trials = tuple(_planned(draw, launch) for draw, (launch, _) in zip(wanted, launches, strict=True))
+    rate = _flops_per_second(trials, launches[0][1])
+    return SweepPlan(question, trials, launches[0][1], tuple(varied), 1, rate, _fingerprint(question, trials))
+
+
+def concurrency_of(plan: SweepPlan) -> int:
+    """How many trials the connected cluster has room for at once."""
+    run = plan.trials[0].launch.config.run
+    if run.num_workers == 0:
+        room = sum(room_on_nodes({"CPU": max(1, run.threads_per_worker)}).values())
+    else:
+        bundle = {"CPU": run.cpus_per_worker, **({"GPU": 1.0} if run.use_gpu else {})}
+        room = sum(room_on_nodes(bundle).values()) // run.num_workers
+    return max(1, min(room, plan.question.sweep.max_concurrent or room, len(plan.trials)))
+
+
+def _require_valid(question: Question, found: Sequence[Draw]) -> None:
+    mistakes: dict[str, None] = {}
+    for draw in found:
+        try:
+            config = question.config(draw)
+        except ConfigError as error:
+            mistakes |= dict.fromkeys(error.what.splitlines()[1:] or [error.what])
+            continue
+        run = config.run  # type: ignore[attr-defined]
+        if run.num_workers == 0 and not isinstance(getattr(config, "engine", TorchEngineConfig()), TorchEngineConfig):
+            mistakes["run.num_workers=0 trains one trial after the other in a process, which DeepSpeed cannot: use engine.kind=torch"] = (
+                None
+            )
+    if mistakes:
+        raise ConfigError("\n".join(["draws that are no config of " + question.sweep.verb, *mistakes]), where=question.name)
+
+
+def _require_metric(question: Question, launches: Sequence[Launch]) -> None:
+    """Checks that trials report the metric, and in time for the scheduler.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    sweep = question.sweep
+    known = [*_LOSSES, *(_PHYSICS if all(launch.config.physics_every for launch in launches) else ())]
+    at_end = [PREFIX + name for name in PAIRED] if sweep.test is not None else []
+    if sweep.metric in known or sweep.metric in at_end:
+        return
+    names = [*known, *at_end]
+    near = closest(sweep.metric, names, count=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+    if sweep.metric in _PHYSICS:
+        hint = "set physics_every in the base config: it is looked at every so many steps"
+    raise ConfigError(f"a trial does not report '{sweep.metric}'", where=f"metric of {question.name}", hint=hint)
+
+
+def _planned(draw: Draw, launch: Launch) -> Planned:
+    config = launch.config
+    if getattr(config, "mode", "") == "zero-shot":
+        return Planned(draw, launch, 0, 0.0)
+    index = load_index(config.data.shards)
+    members = select_events(index, "train", config.data.num_events)
+    lengths = index.num_elements[members]
+    sample = lengths[: min(len(lengths), _EXAMPLES)]
+    per_element = training_flops(Mlpf(launch.model), sample.tolist()) / max(int(sample.sum()), 1)
+    num_steps = config.optimisation.num_steps
+    return Planned(draw, launch, num_steps, per_element * num_steps * min(config.data.tokens_per_step, int(lengths.sum())))
+
+
+def _flops_per_second(trials: Sequence[Planned], tracker: Tracker) -> float:
+    """Measured on the trial in the middle by cost."""
+    trained = sorted((trial for trial in trials if trial.flops), key=lambda trial: trial.flops)
+    if not trained:
+        return float("nan")
+    seconds, flops = step_seconds(trained[len(trained) // 2].launch, tracker)
+    return flops / seconds
+
+
+def _fingerprint(question: Question, trials: Sequence[Planned]) -> str:
+    identity: dict[str, Any] = question.sweep.model_dump(mode="json")
+    for key in ("base", "stop_ladder", "max_concurrent", "max_failures"):
+        identity.pop(key)
+    text = json.dumps([identity, [trial.launch.fingerprint for trial in trials]], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

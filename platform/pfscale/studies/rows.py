@@ -1,0 +1,87 @@
+"""What is kept of every trial: one JSON file each, written when it has ended, so that nothing that is complete is done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pfscale.studies.config import Draw
+from pfscale.tracking.runs import jsonable
+
+FINISHED: Final = "finished"
+STOPPED: Final = "stopped"
+DIVERGED: Final = "diverged"
+Status = Literal["finished", "stopped", "diverged"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial.
+
+    Attributes:
+        settings: dotted config path -> value, beside the base.
+        status: finished, stopped by the scheduler, or diverged: stopped by its own guard.
+        run_id: of its MLflow run.
+        model: folder of its model; empty: none was made.
+        metrics: final ones of a finished trial, those of its last evaluation of a stopped one.
+        evaluations: on the way, with `step`.
+        replicas: metric -> its value in every replica of the bootstrap over the test events, the same replicas in all trials.
+        elements, events: learned from, repetitions counted.
+        seconds: it took in all, interruptions not counted; `training_seconds`: of them in the training itself.
+        ended: seconds since 1970.
+        group: what arm of the sweep it belongs to: "" or "control", or "winner".
+    """
+
+    settings: dict[str, Any]
+    status: Status
+    run_id: str
+    model: str
+    metrics: dict[str, float]
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    replicas: dict[str, list[float]] = field(default_factory=dict)
+    elements: int = 0
+    events: int = 0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    ended: float = 0.0
+    group: str = ""
+
+    @property
+    def last_step(self) -> int:
+        """Of its evaluations; 0 where it has none."""
+        return int(self.evaluations[-1]["step"]) if self.evaluations else 0
+
+    def __getitem__(self, key: str) -> Any:
+        """A setting, None where it is the base's."""
+        return self.settings.get(key)
+
+
+def key_of(settings: Mapping[str, Any], group: str = "") -> str:
+    """12 hex digits that name a trial within its sweep, whatever the order of its settings."""
+    text = json.dumps([group, sorted(settings.items())], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def write_row(folder: Path, row: Row) -> None:
+    """Keeps a trial's row in the sweep's folder."""
+    path = folder / "rows" / f"{key_of(row.settings, row.group)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(jsonable(asdict(row))))
+    draft.replace(path)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows of a sweep's folder, by settings."""
+    rows = [Row(**json.loads(path.read_text())) for path in sorted((folder / "rows").glob("*.json"))]
+    return sorted(rows, key=lambda row: (row.group, json.dumps(row.settings, default=str)))
+
+
+def missing(draws: list[Draw], rows: list[Row], group: str = "") -> list[Draw]:
+    """The draws without a row, in their order."""
+    have = {key_of(row.settings, row.group) for row in rows}
+    return [draw for draw in draws if key_of(draw.values, group) not in have]

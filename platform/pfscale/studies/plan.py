@@ -115,6 +115,7 @@ def plan_sweep(question: Question) -> SweepPlan:
     wanted = [draw for one in found for draw in repeated(one, first_seed=first_seed, count=sweep.repeat)]
     launches = [find_verb(sweep.verb).launch(question.config(draw)) for draw in wanted]
     _require_metric(question, [launch for launch, _ in launches])
+    _require_fair(question, wanted)
     if sweep.test is not None:
         test_sample(sweep.test, launches[0][0].config.data.shards)
     varied = [tried.key for tried in require_effects(question, wanted)]
@@ -168,6 +169,19 @@ def _require_metric(question: Question, launches: Sequence[Launch]) -> None:
     if sweep.metric in _PHYSICS:
         hint = "set physics_every in the base config: it is looked at every so many steps"
     raise ConfigError(f"a trial does not report '{sweep.metric}'", where=f"metric of {question.name}", hint=hint)
+
+
+def _require_fair(question: Question, found: Sequence[Draw]) -> None:
+    """Checks that the metric means the same in all trials.
+
+    Raises:
+        ConfigError: it is a loss, and what is searched are the loss's own weights: the smallest would win.
+    """
+    weights = sorted({key for draw in found for key, _ in draw.settings if key.startswith("task.")})
+    if weights and question.sweep.metric in _LOSSES:
+        what = f"{question.sweep.metric} is not the same in trials with another {', '.join(weights)}"
+        hint = f"metric: {_PHYSICS[0]}, with physics_every in the base config"
+        raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
 
 
 def _planned(draw: Draw, launch: Launch) -> Planned:

@@ -1,0 +1,183 @@
+"""What a sweep is asked, and what is made of its rows: draws, checks of the file, the data multiplier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfscale.errors import ConfigError
+from pfscale.studies.config import Draw, SweepConfig, draws, load_question, repeated
+from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
+from pfscale.studies.rows import Row, key_of, missing, read_rows, write_row
+
+
+def sweep(**changes: object) -> SweepConfig:
+    """A grid over two sizes of a transfer."""
+    values = {"question": "how many?", "verb": "finetune", "base": "base.yaml", "space": {"data.num_events": {"grid_search": [10, 20]}}}
+    return SweepConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+# --- draws
+
+
+def test_a_list_of_spaces_is_their_union() -> None:
+    """Catches a ladder whose zero-shot point is drawn once per size, and keys that belong together drawn apart."""
+    space = [
+        {"mode": "zero-shot"},
+        {"mode": {"grid_search": ["full", "scratch"]}, "data.num_events, optimisation.num_steps": {"grid_search": [[10, 5], [20, 8]]}},
+    ]
+    found = [draw.values for draw in draws(sweep(space=space))]
+    assert found[0] == {"mode": "zero-shot"}
+    assert len(found) == 5
+    assert {(d["data.num_events"], d["optimisation.num_steps"]) for d in found[1:]} == {(10, 5), (20, 8)}
+
+
+def test_draws_are_the_same_every_time_and_inside_their_domains() -> None:
+    """Catches a rerun that draws other trials, which would repeat everything."""
+    space = {"optimisation.learning_rate": {"loguniform": [1e-4, 1e-2]}, "model.num_layers": {"randint": [1, 4]}}
+    wanted = sweep(verb="pretrain", search="random", num_samples=20, space=space)
+    first, second = draws(wanted), draws(wanted)
+    assert first == second
+    assert len(first) == 20
+    assert all(1e-4 <= d.values["optimisation.learning_rate"] <= 1e-2 and d.values["model.num_layers"] in (1, 2, 3) for d in first)
+    assert draws(wanted.model_copy(update={"search_seed": 2})) != first
+
+
+def test_draws_that_come_twice_are_one() -> None:
+    """Catches a trial that is run twice at the same time in one folder."""
+    assert len(draws(sweep(search="random", num_samples=50, space={"mode": {"choice": ["full", "heads"]}}))) == 2
+
+
+def test_seeds_are_added_where_a_draw_has_none() -> None:
+    """Catches `repeat` that overwrites the seeds of the space."""
+    assert [d.values["seed"] for d in repeated(Draw((("mode", "full"),)), first_seed=4, count=3)] == [4, 5, 6]
+    assert repeated(Draw((("seed", 9),)), first_seed=1, count=3) == [Draw((("seed", 9),))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"space": {"mode": {"chioce": ["full"]}}}, "chioce is no domain"),
+        ({"space": {"mode": {"grid_search": "full"}}}, "takes a list"),
+        ({"space": {"a, b": {"grid_search": [[1, 2], [3]]}}}, "lists of 2 values"),
+        ({"space": {"optimisation.learning_rate": {"loguniform": [1e-3]}}}, "loguniform does not take"),
+        ({"space": {"optimisation.learning_rate": {"loguniform": [1e-3, 1e-2]}}}, "search is grid"),
+        ({"search": "random"}, "nothing in space is drawn"),
+        ({"search": "optuna", "space": {"mode": {"grid_search": ["full"]}, "seed": {"randint": [1, 9]}}}, "without grid_search"),
+        ({"metric": "test/met_resolution"}, "needs a `test:` section"),
+        ({"metric": "test/met_resolution", "test": {}, "scheduler": "asha"}, "known at a trial's end only"),
+        ({"control": True}, "needs search: optuna or a scheduler"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_told(changes: dict[str, object], text: str) -> None:
+    """Catches a sweep that starts, and fails in its first trial or means something else."""
+    with pytest.raises(ValueError, match=text):
+        sweep(**changes)
+
+
+def test_overrides_go_where_they_belong(tmp_path: Path) -> None:
+    """Catches `run.storage=...` that is taken for a key of the sweep."""
+    (tmp_path / "base.yaml").write_text("mode: heads\n")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep().model_dump(mode="json", exclude_defaults=True)))
+    question = load_question(tmp_path / "sweep.yaml", ["num_samples=3", "data.shards=here", "seed=7"])
+    assert question.sweep.num_samples == 3
+    config = question.config(draws(question.sweep)[1])
+    assert (config.mode, config.data.shards, config.data.num_events, config.seed) == ("heads", "here", 20, 7)  # type: ignore[attr-defined]
+    assert question.command(draws(question.sweep)[1]).endswith("base.yaml data.shards=here seed=7 data.num_events=20")
+    (tmp_path / "base.yaml").unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        load_question(tmp_path / "sweep.yaml")
+
+
+# --- rows
+
+
+def test_rows_are_found_again_whatever_the_order_of_settings(tmp_path: Path) -> None:
+    """Catches a finished trial that is repeated, and one of the control that is taken for the search's own."""
+    row = Row(settings={"mode": "full", "seed": 1}, status="finished", run_id="r", model="", metrics={"validation_loss": 2.0})
+    write_row(tmp_path, row)
+    (tmp_path / "rows" / "torn.draft").write_text("{")
+    assert read_rows(tmp_path) == [row]
+    assert missing([Draw((("seed", 1), ("mode", "full"))), Draw((("seed", 2), ("mode", "full")))], read_rows(tmp_path)) == [
+        Draw((("seed", 2), ("mode", "full")))
+    ]
+    assert key_of(row.settings) != key_of(row.settings, "control")
+
+
+# --- data multiplier
+
+SIZES = np.array([100.0, 300.0, 1000.0, 3000.0, 10000.0])
+
+
+def law(scale: float, *, noise: float = 0.0, seeds: int = 3) -> Curve:
+    """A + (scale / D) ** 0.4 with a spread over seeds."""
+    rng = np.random.default_rng(3)
+    return Curve(SIZES, tuple(0.1 + (scale / size) ** 0.4 + noise * rng.standard_normal(seeds) for size in SIZES))
+
+
+def test_a_known_multiplier_is_found() -> None:
+    """Catches a ratio upside down, and an interval that does not hold what it should."""
+    found = data_multiplier(law(30.0, noise=0.005), law(150.0, noise=0.005))
+    assert found.value == pytest.approx(5.0, rel=0.1)
+    assert found.low < 5.0 < found.high
+    assert not found.is_bound
+    assert found.slow == 10000.0
+    curve = multiplier_curve(law(30.0), law(150.0))
+    assert [m.value for m in curve] == pytest.approx([5.0] * len(curve), rel=0.05)
+
+
+def test_where_a_curve_ends_there_is_a_bound() -> None:
+    """Catches a number made up beyond the largest sample."""
+    found = data_multiplier(law(1.0), law(1000.0))
+    assert found.is_bound
+    assert found.value == 100.0
+    assert str(found).startswith("≥ 100.0")
+
+
+def test_fine_tuning_that_falls_behind_gives_less_than_one() -> None:
+    """Catches a comparison that cannot show that transfer does not pay."""
+    assert data_multiplier(law(150.0), law(30.0)).value == pytest.approx(0.2, rel=0.1)
+
+
+def test_replicas_of_the_same_events_are_taken_together() -> None:
+    """Catches an interval that counts fluctuations twice that both curves share."""
+    rng = np.random.default_rng(0)
+    shared = 0.05 * rng.standard_normal(200)
+
+    def with_replicas(scale: float, noise: np.ndarray) -> Curve:
+        plain = law(scale)
+        return Curve(SIZES, plain.values, tuple(values[:, None] * (1 + noise[None, :]) for values in plain.values))
+
+    paired = data_multiplier(with_replicas(30.0, shared), with_replicas(150.0, shared))
+    apart = data_multiplier(with_replicas(30.0, shared), with_replicas(150.0, np.roll(shared, 7)))
+    assert paired.high - paired.low < 0.5 * (apart.high - apart.low)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=12))
+def test_monotone_never_rises_and_keeps_the_mean(values: list[float]) -> None:
+    """Catches pools that are joined wrongly."""
+    falling = monotone(np.array(values))
+    assert (np.diff(falling) <= 1e-12).all()
+    assert falling.mean() == pytest.approx(np.mean(values))
+
+
+def test_events_needed_reads_between_points_in_the_logarithm() -> None:
+    """Catches linear interpolation in D, and values beyond the curve."""
+    sizes, values = np.array([100.0, 10000.0]), np.array([2.0, 1.0])
+    assert events_needed(sizes, values, 1.5) == pytest.approx(1000.0)
+    assert events_needed(sizes, values, 2.5) == 0.0
+    assert events_needed(sizes, values, 0.5) == float("inf")
+
+
+def test_a_curve_collects_seeds_by_size() -> None:
+    """Catches seeds of different sizes that are mixed."""
+    curve = curve_of([(20.0, 3.0, None), (10.0, 5.0, None), (10.0, 7.0, [1.0, 2.0])])
+    assert curve.sizes.tolist() == [10.0, 20.0]
+    assert [len(v) for v in curve.values] == [2, 1]
+    assert curve.replicas is None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pfscale.errors import InputFileError, TrainingError
 from pfscale.models.batch import Batch, collate
 from pfscale.models.inputs import require_momenta
+from pfscale.shards.cache import cached_events
 from pfscale.shards.dataset import EventIndex, Window, cut_by_tokens, plan_epoch, read_events
 from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents
 from pfscale.training.config import DataConfig
@@ -72,7 +73,7 @@ def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, worl
     """As `training_steps`, each made when it is asked for; the next window is read while this one is used."""
 
     def read(window: Window) -> RaggedEvents:
-        return learning_events(index, window.events)
+        return learning_events(index, window.events, config.cache)
 
     with ThreadPoolExecutor(1) as pool:
         current: tuple[Future[RaggedEvents], Window, Place] | None = None
@@ -83,13 +84,16 @@ def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, worl
             current = following
 
 
-def learning_events(index: EventIndex, members: NDArray[np.int64]) -> RaggedEvents:
+def learning_events(index: EventIndex, members: NDArray[np.int64], cache: str = "") -> RaggedEvents:
     """Inputs and targets of the given events.
+
+    Args:
+        cache: folder of decoded events; empty: they are read from the shards.
 
     Raises:
         TrainingError: an event that no model can take; all workers read the same events, so all of them stop.
     """
-    events = read_events(index, members, LEARNING_COLUMNS)
+    events = cached_events(index, members, cache) if cache else read_events(index, members, LEARNING_COLUMNS)
     try:
         require_momenta(events.features, np.repeat(events.uid, events.lengths), prefix="uid:")
     except InputFileError as error:

@@ -24,6 +24,7 @@ class DataConfig(Config):
         ge=64,
         description="elements that a worker takes at once; it accumulates gradients for a larger part of a step; empty: all",
     )
+    cache: str = runtime("", description="folder on each node's own disk that keeps decoded events, for many trainings on one data set")
     window_events: int = Field(20_000, ge=1, description="events that are read at once and shuffled among each other")
 
 

@@ -69,7 +69,9 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     config = inputs.config
     index = load_index(config.data.shards)
     train = select_events(index, "train", config.data.num_events)
-    validation = Validation(index, validation_events(index, config.data.num_validation_events), config.data.tokens_per_pass)
+    validation = Validation(
+        index, validation_events(index, config.data.num_validation_events), config.data.tokens_per_pass, config.data.cache
+    )
     module = build_module(inputs, index, train)
     with ExitStack() as stack:
         logger = stack.enter_context(_flushed(inputs.tracker.attach(inputs.run_id))) if session.rank == 0 else None

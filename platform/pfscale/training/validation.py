@@ -27,12 +27,13 @@ class Validation:
 
     Args:
         tokens_per_pass: elements that a worker takes at once; None: a number that serves every model.
+        cache: folder of decoded events; empty: they are read from the shards.
     """
 
     CHUNK, KEPT = 4096, 20_000
 
-    def __init__(self, index: EventIndex, members: NDArray[np.int64], tokens_per_pass: int | None = None) -> None:
-        self.index, self.members = index, np.sort(members)
+    def __init__(self, index: EventIndex, members: NDArray[np.int64], tokens_per_pass: int | None = None, cache: str = "") -> None:
+        self.index, self.members, self.cache = index, np.sort(members), cache
         self.tokens = min(tokens_per_pass or _TOKENS, _TOKENS)
         self.kept: list[RaggedEvents] | None = None
 
@@ -57,7 +58,7 @@ class Validation:
 
     def _read(self) -> Iterator[RaggedEvents]:
         for first in range(0, len(self.members), self.CHUNK):
-            yield learning_events(self.index, self.members[first : first + self.CHUNK])
+            yield learning_events(self.index, self.members[first : first + self.CHUNK], self.cache)
 
 
 def evaluate_loss(engine: Engine, validation: Validation, world: World) -> dict[str, float]:

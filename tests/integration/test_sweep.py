@@ -1,0 +1,162 @@
+"""Sweeps on Ray Tune: every trial once, below one MLflow run, stopped early, killed and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pfscale.config import RunConfig, dump_yaml
+from pfscale.errors import ConfigError
+from pfscale.studies.config import load_question
+from pfscale.studies.plan import plan_sweep
+from pfscale.studies.rows import FINISHED, STOPPED, read_rows
+from pfscale.studies.sweep import SweepResult, run_sweep
+from training_runs import Shards, config
+
+GRID = {"optimisation.learning_rate": {"grid_search": [1e-3, 3e-3]}, "seed": {"grid_search": [1, 2]}}
+
+
+def written(folder: Path, base: object, **sweep: object) -> Path:
+    """The file of a sweep, and that of its trials."""
+    (folder / "base.yaml").write_text(dump_yaml(base))  # type: ignore[arg-type]
+    values = {"question": "which rate?", "verb": "pretrain", "base": "base.yaml", "space": GRID, **sweep}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(values))
+    return folder / "sweep.yaml"
+
+
+def swept(file: Path, *overrides: str) -> SweepResult:
+    """The sweep of a file."""
+    return run_sweep(plan_sweep(load_question(file, overrides)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_grid_runs_once_below_one_run(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches trials without a parent, without the command that repeats them, or run again by the same command."""
+    file = written(tmp_path, config(make_shards(), run_config))
+    result = swept(file)
+    assert [row.status for row in result.rows] == [FINISHED] * 4
+    assert len({row.metrics["validation_loss"] for row in result.rows}) == 4
+    assert result.best.metrics["validation_loss"] == min(row.metrics["validation_loss"] for row in result.rows)
+    client = MlflowClient(run_config.tracking_uri)
+    (experiment,) = client.search_experiments(filter_string=f"name = '{run_config.experiment}'")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if run.data.tags["pfscale.verb"] == "sweep"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 4
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all(run.data.tags["mlflow.note.content"].startswith("Repeat it: `pfscale pretrain ") for run in children)
+    assert {path.path for path in client.list_artifacts(parent.info.run_id)} >= {"table.json", "answer.json", "sweep.yaml", "base.yaml"}
+    again = swept(file)
+    assert again.rows == result.rows
+    assert again.folder == result.folder
+    assert len(client.search_runs([experiment.experiment_id])) == 5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_asha_stops_the_worse_and_keeps_what_they_showed(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a scheduler that stops nothing, and results of stopped trials that are lost."""
+    base = config(make_shards(), run_config, num_steps=64)
+    space = {"optimisation.learning_rate": {"grid_search": [3e-3, 1e-2, 1e-5, 1e-6, 1e-7, 1e-8]}}
+    scheduler = {"kind": "asha", "grace_steps": 8, "reduction_factor": 2}
+    result = swept(written(tmp_path, base, space=space, scheduler=scheduler), "max_concurrent=1")
+    assert len(result.rows) == 6
+    stopped = [row for row in result.rows if row.status == STOPPED]
+    assert len(stopped) >= 2
+    assert all(row.evaluations and row.elements and row.last_step < 64 for row in stopped)
+    assert result.best["optimisation.learning_rate"] in (3e-3, 1e-2)
+    assert swept(tmp_path / "sweep.yaml", "max_concurrent=1").rows == result.rows
+
+
+@pytest.mark.parametrize(
+    ("space", "text"),
+    [
+        ({"guard.window": {"grid_search": [10, 20]}}, "guard.window: 10 and 20 give the same training"),
+        ({"optimisation.lerning_rate": {"grid_search": [1e-3, 2e-3]}}, "did you mean 'learning_rate'"),
+        ({"task.pt_weight": {"grid_search": [1.0, 2.0]}}, "not the same in trials with another task.pt_weight"),
+    ],
+)
+def test_what_would_be_in_vain_is_refused(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, space: dict[str, object], text: str
+) -> None:
+    """Catches a search over a key that does nothing, that does not exist, or that the metric itself depends on."""
+    file = written(tmp_path, config(make_shards(), run_config), space=space)
+    with pytest.raises(ConfigError, match=text):
+        plan_sweep(load_question(file))
+
+
+def test_every_key_of_a_training_that_matters_has_an_effect(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a digest that is blind to a part of the training."""
+    space = {
+        "seed": {"grid_search": [1, 2]},
+        "model.width": {"grid_search": [16, 32]},
+        "model.dropout": {"grid_search": [0.0, 0.1]},
+        "data.num_events": {"grid_search": [100, 200]},
+        "data.tokens_per_step": {"grid_search": [256, 512]},
+        "optimisation.num_steps": {"grid_search": [24, 48]},
+        "optimisation.weight_decay": {"grid_search": [0.0, 0.1]},
+        "optimisation.final_fraction": {"grid_search": [0.0, 0.1]},
+        "optimisation.beta2": {"grid_search": [0.95, 0.99]},
+        "optimisation.clip_norm": {"grid_search": [0.1, 1.0]},
+        "optimisation.ema_decay": {"grid_search": [0.0, 0.9]},
+        "precision": {"grid_search": ["fp32", "bf16"]},
+    }
+    each = [{key: value} for key, value in space.items()]
+    plan = plan_sweep(load_question(written(tmp_path, config(make_shards(), run_config), space=each)))
+    assert set(plan.varied) == set(space)
+    assert plan.hours > 0
+
+
+def test_metrics_that_nobody_reports_are_refused(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a sweep whose trials are all equally good for want of the metric."""
+    file = written(tmp_path, config(make_shards(), run_config), metric="validation_lss")
+    with pytest.raises(ConfigError, match="did you mean validation_loss"):
+        plan_sweep(load_question(file))
+
+
+def test_killed_and_repeated_it_ends_with_the_same_table(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches finished trials that are repeated after kill -9, half-finished ones begun anew, and runs left RUNNING."""
+    base = config(make_shards(), run_config, num_steps=300)
+    file = written(tmp_path, base)
+    command = [sys.executable, "-c", "from pfscale.cli import main; main()", "sweep", str(file), "max_concurrent=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+        deadline = time.monotonic() + 300
+        while len(list((tmp_path / "runs").glob("sweep-*/rows/*.json"))) < 1:
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1.0)  # into the next trial
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (folder,) = (tmp_path / "runs").glob("sweep-*")
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "rows").glob("*.json")}
+    assert 1 <= len(before) < 4
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: (folder / "rows" / name).stat().st_mtime_ns for name in before} == before
+    elsewhere = {"storage": str(tmp_path / "other"), "experiment": "other"}
+    unbroken = subprocess.run(
+        [*command, *(f"run.{key}={value}" for key, value in elsewhere.items())],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert unbroken.returncode == 0, unbroken.stdout + unbroken.stderr
+    (other,) = (tmp_path / "other").glob("sweep-*")
+    tables = [[(row.settings, row.metrics["validation_loss"]) for row in read_rows(place)] for place in (folder, other)]
+    assert tables[0] == tables[1]
+    client = MlflowClient(run_config.tracking_uri)
+    for experiment in client.search_experiments():
+        assert "RUNNING" not in {run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert json.loads((folder / "answer.json").read_text())["sentences"]

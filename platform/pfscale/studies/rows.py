@@ -31,7 +31,8 @@ class Row:
         evaluations: on the way, with `step`.
         replicas: metric -> its value in every replica of the bootstrap over the test events, the same replicas in all trials.
         elements, events: learned from, repetitions counted.
-        seconds: it took in all, interruptions not counted; `training_seconds`: of them in the training itself.
+        seconds: of the last attempt, all in all.
+        training_seconds: in optimizer steps and waiting for their data, by the rate of the last attempt.
         ended: seconds since 1970.
         group: what arm of the sweep it belongs to: "" or "control", or "winner".
     """

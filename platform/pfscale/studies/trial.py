@@ -23,7 +23,7 @@ from pfscale.studies.config import Draw, Question
 from pfscale.studies.measure import measure_on_test
 from pfscale.studies.rows import DIVERGED, FINISHED, STOPPED, Row, Status, write_row
 from pfscale.training.checkpoint import STATE, read_state
-from pfscale.training.progress import read_evaluations
+from pfscale.training.progress import PROGRESS, read_evaluations
 from pfscale.training.run import Run
 from pfscale.training.session import STOP
 from pfscale.training.verbs import find_verb
@@ -103,27 +103,25 @@ class Trial(tune.Trainable):
 
     def _end(self) -> dict[str, Any]:
         sweep = self.plan.question.sweep
-        trained = time.monotonic() - self.begin
         try:
             run = self.training.result()
         except TrainingError:  # such settings do not work: a result, not a failure of the sweep
-            row = self._write(DIVERGED, trained)
+            row = self._write(DIVERGED)
             worst = _WORST if sweep.mode == "min" else -_WORST
             return {**row.metrics, "step": row.last_step, sweep.metric: worst, "done": True}
         test = measure_on_test(sweep, self.training.launch, run)
-        row = self._write(FINISHED, trained, run, {**run.metrics, **test.metrics}, test.replicas)
+        row = self._write(FINISHED, run, {**run.metrics, **test.metrics}, test.replicas)
         return {**row.metrics, "step": row.last_step, "done": True}
 
     def _stop(self) -> None:
         """Ends a training that goes on, with a checkpoint; where the scheduler wanted it, with a row of what it has shown."""
         if self.training.stop() and stop_mark(self.plan.folder, self.trial_id).exists():
-            self._write(STOPPED, time.monotonic() - self.begin)
+            self._write(STOPPED)
             self.training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
 
     def _write(
         self,
         status: Status,
-        trained: float,
         run: Run | None = None,
         metrics: Mapping[str, float] | None = None,
         replicas: dict[str, list[float]] | None = None,
@@ -141,7 +139,6 @@ class Trial(tune.Trainable):
             replicas=replicas or {},
             **self.training.work(),
             seconds=time.monotonic() - self.begin,
-            training_seconds=trained,
             ended=time.time(),
             group=self.plan.group,
         )
@@ -189,15 +186,16 @@ class _Training:
         (self.folder / STOP).unlink(missing_ok=True)
         return isinstance(self.error, StoppedError)
 
-    def work(self) -> dict[str, int]:
-        """Elements and events that it has learned from, repetitions counted, as its last checkpoint says; 0 where it has none."""
+    def work(self) -> dict[str, Any]:
+        """What it has learned from as its last checkpoint says, repetitions counted, and the time of its steps; nothing where it has none."""
         num_workers = self.launch.config.run.num_workers
         of_run = self.folder / "checkpoints" if num_workers == 0 else self.folder.parent / f"{self.folder.name}-train"
         checkpoints = sorted(path for path in of_run.glob("checkpoint_*") if (path / STATE).is_file())
         if not checkpoints:
-            return {"elements": 0, "events": 0}
+            return {}
         state = read_state(checkpoints[-1])
-        return {"elements": state.elements, "events": state.events}
+        rate = json.loads((self.folder / PROGRESS).read_text())["elements_per_second"] if (self.folder / PROGRESS).is_file() else math.inf
+        return {"elements": state.elements, "events": state.events, "training_seconds": state.elements / rate}
 
     def tag(self, tags: dict[str, str]) -> None:
         """Sets tags of its MLflow run, where there is one."""

@@ -187,7 +187,7 @@ class _Training:
         return isinstance(self.error, StoppedError)
 
     def work(self) -> dict[str, Any]:
-        """What it has learned from as its last checkpoint says, repetitions counted, and the time of its steps; nothing where it has none."""
+        """Elements, events and seconds of its steps, as its last checkpoint says, repetitions counted; nothing where it has none."""
         num_workers = self.launch.config.run.num_workers
         of_run = self.folder / "checkpoints" if num_workers == 0 else self.folder.parent / f"{self.folder.name}-train"
         checkpoints = sorted(path for path in of_run.glob("checkpoint_*") if (path / STATE).is_file())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 
 from pfscale.config import Config
@@ -30,6 +33,7 @@ from pfscale.training.verbs import find_verb
 
 DRAW = "draw"  # the one key of Tune's space where draws are made beforehand
 _POLL_SECONDS = 0.1
+_PEDIGREE = "pedigree.json"  # of a member of a population, in its checkpoint
 _WORST = 1e9  # what a search is told of a training that stopped itself
 
 
@@ -55,8 +59,11 @@ class TrialPlan:
         plain = {key: value.item() if hasattr(value, "item") else value for key, value in drawn.items()}
         return dict(plain.get(DRAW, plain))
 
-    def config(self, settings: Mapping[str, Any]) -> Config:
+    def config(self, settings: Mapping[str, Any], *, name: str = "") -> Config:
         """The config of a trial.
+
+        Args:
+            name: of its run; empty: the verb's.
 
         Raises:
             ConfigError: the settings do not fit it.
@@ -64,34 +71,53 @@ class TrialPlan:
         draw = Draw(tuple(settings.items()))
         note = f"Repeat it: `{self.question.command(draw)}`"
         tags = {**self.tags, "mlflow.note.content": note, "pfscale.trial": " ".join(draw.overrides)}
-        return self.question.config(draw, *self.run, f"run.tags={json.dumps(tags)}")
+        named = [f"run.name={name}"] if name else []
+        return self.question.config(draw, *self.run, *named, f"run.tags={json.dumps(tags)}")
 
 
 class Trial(tune.Trainable):
     """See the module."""
 
     def setup(self, config: dict[str, Any], plan: TrialPlan | None = None) -> None:
-        import torch
-
         if plan is not None:  # Tune gives it to the first trial of a process
             self.plan = plan
         self.settings = self.plan.settings(config)
-        wanted = self.plan.config(self.settings)
-        torch.set_num_threads(max(1, wanted.run.threads_per_worker))  # type: ignore[attr-defined]
-        self.reported, self.begin = 0, time.monotonic()
-        self.training = _Training(self.plan.question.sweep.verb, wanted)
+        self.takeovers, self.last_step, self.begin = 0, 0, time.monotonic()
+        self.inherited: Path | None = None
+        self.training: _Training | None = None
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, or the end."""
+        training = self._started()
         while True:
-            is_over = not self.training.thread.is_alive()  # asked first: what it wrote last is then read
-            found = read_evaluations(self.training.folder)
-            if len(found) > self.reported:
-                self.reported += 1
-                return _finite(found[self.reported - 1])
+            is_over = not training.thread.is_alive()  # asked first: what it wrote last is then read
+            found = next((values for values in read_evaluations(training.folder) if values["step"] > self.last_step), None)
+            if found is not None:
+                self.last_step = int(found["step"])
+                return _finite(found)
             if is_over:
-                return self._end()
+                return self._end(training)
             time.sleep(_POLL_SECONDS)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For population based training: the state that another member may go on from."""
+        folder = Path(checkpoint_dir)
+        last = self.training.last_checkpoint() if self.training is not None else self.inherited
+        if last is not None:
+            shutil.copytree(last, folder / last.name)
+        (folder / _PEDIGREE).write_text(json.dumps({"takeovers": self.takeovers, "last_step": self.last_step}))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Goes on from another member's state, or from this one's own after an interruption, with the settings of now."""
+        folder = Path(str(checkpoint))
+        found = json.loads((folder / _PEDIGREE).read_text())
+        self.takeovers, self.last_step = found["takeovers"] + 1, found["last_step"]
+        states = sorted(path for path in folder.iterdir() if path.is_dir())
+        if not states:
+            return
+        # Tune deletes the folder when this returns.
+        self.inherited = Path(tempfile.mkdtemp(prefix="pfscale-takeover-")) / states[-1].name
+        shutil.copytree(states[-1], self.inherited)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._stop()
@@ -101,23 +127,34 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         self._stop()
 
-    def _end(self) -> dict[str, Any]:
+    def _started(self) -> _Training:
+        """The training, which begins with the first step: until then Tune may give a state to begin from."""
+        if self.training is None:
+            is_population = self.plan.question.sweep.scheduler.kind == "pbt"
+            name = f"pbt-{self.trial_id.replace('_', '-')}-{self.takeovers}" if is_population else ""
+            config = self.plan.config(self.settings, name=name)
+            torch.set_num_threads(max(1, config.run.threads_per_worker))  # type: ignore[attr-defined]
+            self.training = _Training(self.plan.question.sweep.verb, config, begin_from=self.inherited)
+        return self.training
+
+    def _end(self, training: _Training) -> dict[str, Any]:
         sweep = self.plan.question.sweep
         try:
-            run = self.training.result()
+            run = training.result()
         except TrainingError:  # such settings do not work: a result, not a failure of the sweep
             row = self._write(DIVERGED)
             worst = _WORST if sweep.mode == "min" else -_WORST
             return {**row.metrics, "step": row.last_step, sweep.metric: worst, "done": True}
-        test = measure_on_test(sweep, self.training.launch, run)
+        test = measure_on_test(sweep, training.launch, run)
         row = self._write(FINISHED, run, {**run.metrics, **test.metrics}, test.replicas)
         return {**row.metrics, "step": row.last_step, "done": True}
 
     def _stop(self) -> None:
         """Ends a training that goes on, with a checkpoint; where the scheduler wanted it, with a row of what it has shown."""
-        if self.training.stop() and stop_mark(self.plan.folder, self.trial_id).exists():
+        training = self.training
+        if training is not None and training.stop() and stop_mark(self.plan.folder, self.trial_id).exists():
             self._write(STOPPED)
-            self.training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
+            training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
 
     def _write(
         self,
@@ -127,17 +164,18 @@ class Trial(tune.Trainable):
         replicas: dict[str, list[float]] | None = None,
     ) -> Row:
         """The trial's row, which is kept; without metrics, those of the last evaluation."""
-        evaluations = [_finite(values) for values in read_evaluations(self.training.folder)]
+        training = self._started()
+        evaluations = [_finite(values) for values in read_evaluations(training.folder)]
         last = {name: value for name, value in evaluations[-1].items() if name != "step"} if evaluations else {}
         row = Row(
             settings=self.settings,
             status=status,
-            run_id=run.run_id if run is not None else self.training.run_id,
+            run_id=run.run_id if run is not None else training.run_id,
             model=str(run.checkpoint or "") if run is not None else "",
             metrics=_finite(metrics if metrics is not None else last),
             evaluations=evaluations,
             replicas=replicas or {},
-            **self.training.work(),
+            **training.work(),
             seconds=time.monotonic() - self.begin,
             ended=time.time(),
             group=self.plan.group,
@@ -154,10 +192,12 @@ def stop_mark(folder: Path, trial_id: str) -> Path:
 class _Training:
     """A training in a thread of its own."""
 
-    def __init__(self, verb: str, config: Config) -> None:
+    def __init__(self, verb: str, config: Config, *, begin_from: Path | None = None) -> None:
         self.verb, self.config = find_verb(verb), config
         self.launch, self.tracker = self.verb.launch(config)
         self.folder: Path = self.launch.folder
+        if begin_from is not None and self.last_checkpoint() is None:
+            shutil.copytree(begin_from, self.folder / "checkpoints" / begin_from.name)
         self.found: Run | None = None
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -188,14 +228,18 @@ class _Training:
 
     def work(self) -> dict[str, Any]:
         """Elements, events and seconds of its steps, as its last checkpoint says, repetitions counted; nothing where it has none."""
-        num_workers = self.launch.config.run.num_workers
-        of_run = self.folder / "checkpoints" if num_workers == 0 else self.folder.parent / f"{self.folder.name}-train"
-        checkpoints = sorted(path for path in of_run.glob("checkpoint_*") if (path / STATE).is_file())
-        if not checkpoints:
+        last = self.last_checkpoint()
+        if last is None:
             return {}
-        state = read_state(checkpoints[-1])
+        state = read_state(last)
         rate = json.loads((self.folder / PROGRESS).read_text())["elements_per_second"] if (self.folder / PROGRESS).is_file() else math.inf
         return {"elements": state.elements, "events": state.events, "training_seconds": state.elements / rate}
+
+    def last_checkpoint(self) -> Path | None:
+        """The folder of the last complete one."""
+        num_workers = self.launch.config.run.num_workers
+        of_run = self.folder / "checkpoints" if num_workers == 0 else self.folder.parent / f"{self.folder.name}-train"
+        return max((path for path in of_run.glob("checkpoint_*") if (path / STATE).is_file()), default=None)
 
     def tag(self, tags: dict[str, str]) -> None:
         """Sets tags of its MLflow run, where there is one."""

@@ -17,10 +17,11 @@ from pfscale.config import dump_yaml
 from pfscale.errors import StoppedError, TrainingError
 from pfscale.ray_cluster import ray_cluster
 from pfscale.report.style import Drawn
+from pfscale.studies.asha import MarkingAsha
 from pfscale.studies.config import AshaScheduler, Draw, PbtScheduler, draws, repeated, tune_space
 from pfscale.studies.plan import SweepPlan, concurrency_of
 from pfscale.studies.rows import DIVERGED, FINISHED, Row, missing, read_rows
-from pfscale.studies.trial import DRAW, Trial, TrialPlan, stop_mark
+from pfscale.studies.trial import DRAW, Trial, TrialPlan
 from pfscale.tracking.runs import RunLogger, ended
 from pfscale.training.storage import claimed, storage_folder
 
@@ -218,35 +219,28 @@ def _optuna(sweep: Any) -> Any:
 
 
 def _scheduler(plan: SweepPlan, trial_plan: TrialPlan) -> Any:
-    """Of Ray Tune; it leaves a mark for every trial that it stops."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler
+    """What stops trials early, or makes them take over from others; None: nothing."""
+    from ray.tune.schedulers import PopulationBasedTraining
 
     sweep = plan.question.sweep
     wanted = sweep.scheduler
     if isinstance(wanted, AshaScheduler):
-        longest = max(trial.num_steps for trial in plan.trials)
-        asha = AsyncHyperBandScheduler(
-            time_attr="step", max_t=longest + 1, grace_period=wanted.grace_steps, reduction_factor=wanted.reduction_factor
+        return MarkingAsha(
+            trial_plan.folder,
+            time_attr="step",
+            max_t=max(trial.num_steps for trial in plan.trials) + 1,
+            grace_period=wanted.grace_steps,
+            reduction_factor=wanted.reduction_factor,
         )
-        return _marked(asha, trial_plan.folder)
     if isinstance(wanted, PbtScheduler):
-        raise NotImplementedError
+        drawn = {key: value for key, value in tune_space(sweep.space[0]).items() if key in plan.varied and key != "seed"}
+        return PopulationBasedTraining(
+            time_attr="step",
+            perturbation_interval=wanted.perturb_steps,
+            quantile_fraction=wanted.quantile,
+            hyperparam_mutations={DRAW: drawn},
+        )
     return None
-
-
-def _marked(scheduler: Any, folder: Path) -> Any:
-    decide = scheduler.on_trial_result
-
-    def on_trial_result(controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = decide(controller, trial, result)
-        if decision == scheduler.STOP and not result.get("done"):
-            mark = stop_mark(folder, trial.trial_id)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        return str(decision)
-
-    scheduler.on_trial_result = on_trial_result
-    return scheduler
 
 
 def _log_question(plan: SweepPlan, logger: RunLogger) -> None:

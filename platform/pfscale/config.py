@@ -77,7 +77,7 @@ def _identity(config: Config) -> dict[str, Any]:
 def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
     """The config of class `cls` from a YAML file (or the class defaults) with `key.path=value` overrides applied.
 
-    A file may name one other file as `base:` (relative to itself) and then holds differences only.
+    A file may name one other file as `base:` (relative to itself) and then holds differences only; not where `cls` has a field of that name.
 
     Raises:
         ConfigError: lists every mistake at once, each with file:line, the closest known key and what is allowed.
@@ -85,7 +85,7 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
     values: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     if path is not None:
-        values, origins = _load_yaml(Path(path), allow_base=True)
+        values, origins = _load_yaml(Path(path), allow_base=True, is_field="base" in cls.model_fields)
     mistakes = [f"command line: '{text}' is not of the form key.path=value" for text in overrides if not _is_assignment(text)]
     for override in filter(_is_assignment, overrides):
         _apply_override(values, origins, override)
@@ -106,7 +106,7 @@ def dump_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _load_yaml(path: Path, *, allow_base: bool) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _load_yaml(path: Path, *, allow_base: bool, is_field: bool = False) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """The merged mapping of a YAML file and its `base`, and where (file:line) each key was written."""
     try:
         text = path.read_text()
@@ -125,7 +125,7 @@ def _load_yaml(path: Path, *, allow_base: bool) -> tuple[dict[str, Any], dict[Ke
         raise ConfigError("a config file holds `key: value` lines", where=str(path))
     origins: dict[KeyPath, str] = {}
     _record_lines(root, (), path, origins)
-    base = values.pop("base", None)
+    base = None if is_field else values.pop("base", None)
     if base is None:
         return values, origins
     if not allow_base:

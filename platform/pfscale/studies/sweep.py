@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -162,7 +164,7 @@ def _run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw],
     trial_plan = TrialPlan(
         question=plan.question,
         folder=folder,
-        run=(f"run.parent_run={parent_run}", "register_as="),
+        run=(f"run.parent_run={parent_run}", "register_as=", *_cache(plan)),
         tags={"pfscale.sweep": plan.name, "pfscale.question": sweep.question, **({"pfscale.group": group} if group else {})},
         group=group,
     )
@@ -174,6 +176,13 @@ def _run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw],
     done = [row for row in read_rows(folder) if row.group == group]
     if len(done) < len(wanted):
         raise StoppedError(f"stopped with {len(done)} of {len(wanted)} trials complete", where=plan.name, hint="the same command goes on")
+
+
+def _cache(plan: SweepPlan) -> list[str]:
+    """Where decoded events are kept, unless the base config says it."""
+    if plan.trials[0].launch.config.data.cache:
+        return []
+    return [f"data.cache={tempfile.gettempdir()}/pfscale-events-{getpass.getuser()}"]
 
 
 def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw], count: int, *, is_searching: bool) -> Any:

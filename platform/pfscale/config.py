@@ -77,7 +77,8 @@ def _identity(config: Config) -> dict[str, Any]:
 def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
     """The config of class `cls` from a YAML file (or the class defaults) with `key.path=value` overrides applied.
 
-    A file may name one other file as `base:` (relative to itself) and then holds differences only; not where `cls` has a field of that name.
+    A file may name one other file as `base:` (relative to itself) and then holds differences only; where `cls` has a field of that name, it
+    is that field.
 
     Raises:
         ConfigError: lists every mistake at once, each with file:line, the closest known key and what is allowed.

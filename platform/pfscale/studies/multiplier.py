@@ -1,7 +1,8 @@
 """The data multiplier: how many times fewer events one way of training needs than another, at equal metric (arXiv:2102.01293, 2503.00131).
 
 Curves of a metric against the number of events are averaged over seeds, made monotone (pool adjacent violators), and read between their
-points by a monotone cubic in ln D and the logarithm of the metric (F. N. Fritsch, R. E. Carlson, SIAM J. Numer. Anal. 17 (1980) 238). Where one curve never reaches what is asked, there is a bound and no number.
+points by a monotone cubic in ln D and the logarithm of the metric (F. N. Fritsch, R. E. Carlson, SIAM J. Numer. Anal. 17 (1980) 238). Where
+one curve never reaches what is asked, there is a bound and no number.
 """
 
 from __future__ import annotations

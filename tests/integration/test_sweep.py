@@ -76,6 +76,19 @@ def test_asha_stops_the_worse_and_keeps_what_they_showed(make_shards: Shards, ru
     assert swept(tmp_path / "sweep.yaml", "max_concurrent=1").rows == result.rows
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_population_takes_over_what_is_better(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches members that begin anew instead of going on from another's weights."""
+    base = config(make_shards(), run_config, num_steps=48, checkpoint_every=8)
+    space = {"optimisation.learning_rate": {"loguniform": [1e-7, 1e-2]}}
+    scheduler = {"kind": "pbt", "perturb_steps": 8, "quantile": 0.5}
+    result = swept(written(tmp_path, base, space=space, search="random", num_samples=4, scheduler=scheduler), "max_concurrent=2")
+    assert [row.status for row in result.rows] == [FINISHED] * 4
+    names = {path.parent.name for path in (tmp_path / "runs").glob("pbt-*/progress.json")}
+    assert any(name.split("-")[-2] != "0" for name in names), "nobody took over"
+    assert {row.last_step for row in result.rows} == {48}
+
+
 @pytest.mark.parametrize(
     ("space", "text"),
     [
@@ -120,6 +133,30 @@ def test_metrics_that_nobody_reports_are_refused(make_shards: Shards, run_config
     file = written(tmp_path, config(make_shards(), run_config), metric="validation_lss")
     with pytest.raises(ConfigError, match="did you mean validation_loss"):
         plan_sweep(load_question(file))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_leaves_checkpoints(make_shards: Shards, run_config: RunConfig, tmp_path: Path, number: int, code: int) -> None:
+    """Catches a batch system's SIGTERM, or Ctrl-C, that costs trials what they have not committed, or counts them as complete."""
+    base = config(make_shards(), run_config, num_steps=4000, checkpoint_every=4000)
+    file = written(tmp_path, base, space={"seed": {"grid_search": [1, 2]}})
+    command = [sys.executable, "-c", "from pfscale.cli import main; main()", "sweep", str(file)]
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        deadline = time.monotonic() + 300
+        while sum(step >= 8 for step in steps_of_trials(tmp_path)) < 2:
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(timeout=300) == code, (tmp_path / "output.txt").read_text()
+    assert len(list((tmp_path / "runs").glob("pretrain-*/checkpoints/checkpoint_*"))) == 2
+    assert not list((tmp_path / "runs").glob("sweep-*/rows/*.json"))
+
+
+def steps_of_trials(folder: Path) -> list[int]:
+    """The step that every trial has logged last."""
+    return [int(json.loads(path.read_text())["step"]) for path in (folder / "runs").glob("pretrain-*/progress.json")]
 
 
 def test_killed_and_repeated_it_ends_with_the_same_table(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def step_seconds(launch: Launch, tracker: Tracker) -> tuple[float, float]:
             engine.accumulate(batch, num_elements=max(int(events.lengths.sum()), 1), is_last=True)
             engine.apply(learning_rate=0.0)
             times.append(time.perf_counter() - begin)
-        return min(times), training_flops(engine.module.model, events.lengths.tolist())  # type: ignore[attr-defined]
+        return min(times), training_flops(engine.module.model, events.lengths.tolist())
     finally:
         torch.set_num_threads(threads)
 

@@ -80,7 +80,8 @@ def _of_model(evaluation: Evaluation) -> dict[str, float]:
 
 def _replicas(evaluation: Evaluation) -> dict[str, list[float]]:
     estimates = dict(named_estimates(evaluation.result.metrics[MLPF]))
-    return {PREFIX + name: estimates[name].replicas.tolist() for name in PAIRED if estimates[name].replicas is not None}
+    found = {PREFIX + name: estimates[name].replicas for name in PAIRED}
+    return {name: replicas.tolist() for name, replicas in found.items() if replicas is not None}
 
 
 @lru_cache(maxsize=4)

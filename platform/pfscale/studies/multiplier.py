@@ -114,7 +114,7 @@ def data_multiplier(fast: Curve, slow: Curve, *, at: float | None = None, seed: 
     rng = np.random.default_rng(seed)
     fast_mean, slow_mean = fast.mean(), slow.mean()
     value = _ratio(fast, fast_mean, slow, slow_mean, at)
-    num = min(r[0].shape[1] for r in (fast.replicas, slow.replicas)) if fast.replicas and slow.replicas else 0  # type: ignore[index]
+    num = min(r[0].shape[1] for r in (fast.replicas, slow.replicas)) if fast.replicas and slow.replicas else 0
     found = []
     for _ in range(NUM_REPLICAS):
         replica = int(rng.integers(0, num)) if num else None
@@ -152,5 +152,5 @@ def curve_of(points: Sequence[tuple[float, float, Sequence[float] | None]]) -> C
     sizes = sorted(by_size)
     values = tuple(np.array([value for value, _ in by_size[size]]) for size in sizes)
     has_replicas = all(replicas is not None for found in by_size.values() for _, replicas in found)
-    replicas = tuple(np.array([r for _, r in by_size[size]], np.float64) for size in sizes) if has_replicas else None
-    return Curve(np.array(sizes), values, replicas)
+    by_event = tuple(np.array([replicas for _, replicas in by_size[size]], np.float64) for size in sizes) if has_replicas else None
+    return Curve(np.array(sizes), values, by_event)

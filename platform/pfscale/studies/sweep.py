@@ -6,9 +6,12 @@ import getpass
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,14 +171,38 @@ def _run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw],
         tags={"pfscale.sweep": plan.name, "pfscale.question": sweep.question, **({"pfscale.group": group} if group else {})},
         group=group,
     )
-    results = _tuner(plan, trial_plan, folder / "tune" / (group or "own"), todo, len(wanted), is_searching=is_searching).fit()
+    tuner = _tuner(plan, trial_plan, folder / "tune" / (group or "own"), todo, len(wanted), is_searching=is_searching)
+    with _graceful_sigterm() as was_asked:
+        results = tuner.fit()
     if results.errors:
         told = "; ".join(sorted({str(error).strip().splitlines()[-1] for error in results.errors}))
         hint = "the same command tries them again; what is complete is kept"
         raise TrainingError(f"{len(results.errors)} of {len(wanted)} trials failed: {told}", where=plan.name, hint=hint)
     done = [row for row in read_rows(folder) if row.group == group]
     if len(done) < len(wanted):
+        if not was_asked.is_set():
+            raise KeyboardInterrupt  # Tune has taken it, and has let the trials write their checkpoints
         raise StoppedError(f"stopped with {len(done)} of {len(wanted)} trials complete", where=plan.name, hint="the same command goes on")
+
+
+@contextmanager
+def _graceful_sigterm() -> Iterator[threading.Event]:
+    """While it lasts, SIGTERM ends the sweep as Ctrl-C does, after checkpoints; yields whether it came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def ask(*_: object) -> None:
+        came.set()
+        os.kill(os.getpid(), signal.SIGUSR1)  # for which Tune has a handler that ends the experiment
+
+    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, signal.SIG_IGN), signal.SIGTERM: signal.signal(signal.SIGTERM, ask)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cache(plan: SweepPlan) -> list[str]:

@@ -167,12 +167,12 @@ def _run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw],
     trial_plan = TrialPlan(
         question=plan.question,
         folder=folder,
-        run=(f"run.parent_run={parent_run}", "register_as=", *_cache(plan)),
+        run=(f"run.parent_run={parent_run}", "register_as=''", *_cache(plan)),
         tags={"pfscale.sweep": plan.name, "pfscale.question": sweep.question, **({"pfscale.group": group} if group else {})},
         group=group,
     )
     tuner = _tuner(plan, trial_plan, folder / "tune" / (group or "own"), todo, len(wanted), is_searching=is_searching)
-    with _graceful_sigterm() as was_asked:
+    with _graceful_stop() as asked_by:
         results = tuner.fit()
     if results.errors:
         told = "; ".join(sorted({str(error).strip().splitlines()[-1] for error in results.errors}))
@@ -180,24 +180,29 @@ def _run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw],
         raise TrainingError(f"{len(results.errors)} of {len(wanted)} trials failed: {told}", where=plan.name, hint=hint)
     done = [row for row in read_rows(folder) if row.group == group]
     if len(done) < len(wanted):
-        if not was_asked.is_set():
-            raise KeyboardInterrupt  # Tune has taken it, and has let the trials write their checkpoints
-        raise StoppedError(f"stopped with {len(done)} of {len(wanted)} trials complete", where=plan.name, hint="the same command goes on")
+        told = f"{len(done)} of {len(wanted)} trials complete"
+        if signal.SIGINT in asked_by:
+            _log.info("stopped with %s", told)
+            raise KeyboardInterrupt
+        if not asked_by:
+            raise TrainingError(f"{told}, the others left no result", where=plan.name)
+        raise StoppedError(f"stopped with {told}", where=plan.name, hint="the same command goes on")
 
 
 @contextmanager
-def _graceful_sigterm() -> Iterator[threading.Event]:
-    """While it lasts, SIGTERM ends the sweep as Ctrl-C does, after checkpoints; yields whether it came."""
-    came = threading.Event()
+def _graceful_stop() -> Iterator[list[int]]:
+    """While it lasts, SIGTERM and Ctrl-C end the experiment after its trials have written checkpoints; yields the signals that came."""
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
 
-    def ask(*_: object) -> None:
-        came.set()
+    def ask(number: int, _: object) -> None:
+        came.append(number)
         os.kill(os.getpid(), signal.SIGUSR1)  # for which Tune has a handler that ends the experiment
 
-    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, signal.SIG_IGN), signal.SIGTERM: signal.signal(signal.SIGTERM, ask)}
+    handlers: dict[int, Any] = {signal.SIGUSR1: signal.SIG_IGN, signal.SIGTERM: ask, signal.SIGINT: ask}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield came
     finally:
@@ -216,6 +221,7 @@ def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]
     """A Ray Tune experiment: anew, or where it was, if its search or scheduler has learned something."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # rows and MLflow say it all
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours asks for the same, and tells it from SIGTERM
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
 

@@ -82,6 +82,7 @@ class Trial(tune.Trainable):
         if plan is not None:  # Tune gives it to the first trial of a process
             self.plan = plan
         self.settings = self.plan.settings(config)
+        self.own_id = self.trial_id  # Tune has changed it when it asks to end a trial that it stopped
         self.takeovers, self.last_step, self.begin = 0, 0, time.monotonic()
         self.inherited: Path | None = None
         self.training: _Training | None = None
@@ -131,7 +132,7 @@ class Trial(tune.Trainable):
         """The training, which begins with the first step: until then Tune may give a state to begin from."""
         if self.training is None:
             is_population = self.plan.question.sweep.scheduler.kind == "pbt"
-            name = f"pbt-{self.trial_id.replace('_', '-')}-{self.takeovers}" if is_population else ""
+            name = f"pbt-{self.own_id.replace('_', '-')}-{self.takeovers}" if is_population else ""
             config = self.plan.config(self.settings, name=name)
             torch.set_num_threads(max(1, config.run.threads_per_worker))  # type: ignore[attr-defined]
             self.training = _Training(self.plan.question.sweep.verb, config, begin_from=self.inherited)
@@ -142,9 +143,11 @@ class Trial(tune.Trainable):
         try:
             run = training.result()
         except TrainingError:  # such settings do not work: a result, not a failure of the sweep
+            training.has_ended = True
             row = self._write(DIVERGED)
             worst = _WORST if sweep.mode == "min" else -_WORST
             return {**row.metrics, "step": row.last_step, sweep.metric: worst, "done": True}
+        training.has_ended = True
         test = measure_on_test(sweep, training.launch, run)
         row = self._write(FINISHED, run, {**run.metrics, **test.metrics}, test.replicas)
         return {**row.metrics, "step": row.last_step, "done": True}
@@ -152,9 +155,16 @@ class Trial(tune.Trainable):
     def _stop(self) -> None:
         """Ends a training that goes on, with a checkpoint; where the scheduler wanted it, with a row of what it has shown."""
         training = self.training
-        if training is not None and training.stop() and stop_mark(self.plan.folder, self.trial_id).exists():
-            self._write(STOPPED)
-            training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
+        if training is None or training.has_ended:
+            return
+        ended_early = training.stop()
+        if not stop_mark(self.plan.folder, self.own_id).exists():
+            return
+        if not ended_early:  # it was faster than the word of its end
+            self._end(training)
+            return
+        self._write(STOPPED)
+        training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
 
     def _write(
         self,
@@ -198,6 +208,7 @@ class _Training:
         self.folder: Path = self.launch.folder
         if begin_from is not None and self.last_checkpoint() is None:
             shutil.copytree(begin_from, self.folder / "checkpoints" / begin_from.name)
+        self.has_ended = False  # its row is written
         self.found: Run | None = None
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)

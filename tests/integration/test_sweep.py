@@ -76,6 +76,7 @@ def test_asha_stops_the_worse_and_keeps_what_they_showed(make_shards: Shards, ru
     assert swept(tmp_path / "sweep.yaml", "max_concurrent=1").rows == result.rows
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_population_takes_over_what_is_better(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
     """Catches members that begin anew instead of going on from another's weights."""
@@ -135,7 +136,10 @@ def test_metrics_that_nobody_reports_are_refused(make_shards: Shards, run_config
         plan_sweep(load_question(file))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGTERM, 143, id="SIGTERM"), pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow)],
+)
 def test_asked_to_stop_it_leaves_checkpoints(make_shards: Shards, run_config: RunConfig, tmp_path: Path, number: int, code: int) -> None:
     """Catches a batch system's SIGTERM, or Ctrl-C, that costs trials what they have not committed, or counts them as complete."""
     base = config(make_shards(), run_config, num_steps=4000, checkpoint_every=4000)
@@ -159,6 +163,7 @@ def steps_of_trials(folder: Path) -> list[int]:
     return [int(json.loads(path.read_text())["step"]) for path in (folder / "runs").glob("pretrain-*/progress.json")]
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_it_ends_with_the_same_table(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
     """Catches finished trials that are repeated after kill -9, half-finished ones begun anew, and runs left RUNNING."""
     base = config(make_shards(), run_config, num_steps=300)

@@ -24,7 +24,7 @@ def tour() -> list[str]:
 def test_every_command_of_the_tour_works(tmp_path: Path) -> None:
     """Catches a README that promises what the program no longer does."""
     pytest.importorskip("pythia8mc", reason="the built-in event source needs the extra [sim]")
-    for name in ("jobs", "tests"):
+    for name in ("jobs", "search_spaces", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     commands = tour()

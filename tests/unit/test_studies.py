@@ -89,6 +89,13 @@ def test_overrides_go_where_they_belong(tmp_path: Path) -> None:
     config = question.config(draws(question.sweep)[1])
     assert (config.mode, config.data.shards, config.data.num_events, config.seed) == ("heads", "here", 20, 7)  # type: ignore[attr-defined]
     assert question.command(draws(question.sweep)[1]).endswith("base.yaml data.shards=here seed=7 data.num_events=20")
+    with pytest.raises(ConfigError, match=r"data.num_events: searched, and given"):
+        load_question(tmp_path / "sweep.yaml", ["data.num_events=5"])
+    fixed = sweep(space={"optimisation.num_steps": 400, "seed": {"grid_search": [1, 2]}})
+    (tmp_path / "fixed.yaml").write_text(yaml.safe_dump(fixed.model_dump(mode="json", exclude_defaults=True)))
+    for override, steps in (("data.num_events=9", 400), ("optimisation.num_steps=20", 20)):
+        question = load_question(tmp_path / "fixed.yaml", [override])
+        assert question.config(draws(question.sweep)[0]).optimisation.num_steps == steps  # type: ignore[attr-defined]
     (tmp_path / "base.yaml").unlink()
     with pytest.raises(ConfigError, match="no such file"):
         load_question(tmp_path / "sweep.yaml")

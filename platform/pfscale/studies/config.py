@@ -176,17 +176,32 @@ class Question:
 
 
 def load_question(path: str | Path, overrides: Sequence[str] = ()) -> Question:
-    """The sweep of a file. Overrides of its own keys change it, all others the config of its trials.
+    """The sweep of a file. Overrides of its own keys change it, all others the config of its trials, fixed values of the space included.
 
     Raises:
         ConfigError: all mistakes at once.
     """
     own = [text for text in overrides if text.partition("=")[0].split(".")[0] in SweepConfig.model_fields]
-    sweep = load_config(SweepConfig, path, own)
+    changes = tuple(text for text in overrides if text not in own)
+    sweep = _without(load_config(SweepConfig, path, own), [text.partition("=")[0] for text in changes], str(path))
     base = (Path(path).parent / sweep.base).resolve()
     if not base.is_file():
         raise ConfigError(f"base: no such file ({base})", where=str(path), hint="a path relative to the sweep's file")
-    return Question(sweep, Path(path).stem, base, tuple(text for text in overrides if text not in own))
+    return Question(sweep, Path(path).stem, base, changes)
+
+
+def _without(sweep: SweepConfig, keys: Sequence[str], where: str) -> SweepConfig:
+    """The sweep without fixed values that the command line gives otherwise.
+
+    Raises:
+        ConfigError: it gives what is searched.
+    """
+    searched = {name.strip() for part in sweep.space for key, value in part.items() if _name_of(value) for name in key.split(",")}
+    taken = sorted(searched & set(keys))
+    if taken:
+        raise ConfigError(f"{', '.join(taken)}: searched, and given on the command line", where=where, hint="change the space instead")
+    space = [{key: value for key, value in part.items() if key not in keys} for part in sweep.space]
+    return sweep.model_copy(update={"space": space})
 
 
 def draws(sweep: SweepConfig) -> list[Draw]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfscale.errors import ConfigError
+from pfscale.studies import answers
 from pfscale.studies.config import Draw, SweepConfig, draws, load_question, repeated
 from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
 from pfscale.studies.rows import Row, key_of, missing, read_rows, write_row
+from pfscale.tracking.runs import jsonable
 
 
 def sweep(**changes: object) -> SweepConfig:
@@ -188,3 +193,65 @@ def test_a_curve_collects_seeds_by_size() -> None:
     assert curve.sizes.tolist() == [10.0, 20.0]
     assert [len(v) for v in curve.values] == [2, 1]
     assert curve.replicas is None
+
+
+# --- answers
+
+
+def ladder_rows() -> list[Row]:
+    """A ladder in which fine-tuning needs five times fewer events."""
+    rng = np.random.default_rng(1)
+    rows = [row_of({"mode": "zero-shot"}, 0.9)]
+    for mode, scale in (("full", 30.0), ("scratch", 150.0)):
+        for size in (100, 300, 1000, 3000, 10000):
+            for seed in (1, 2, 3):
+                value = 0.1 + (scale / size) ** 0.4 + 0.003 * rng.standard_normal()
+                rows.append(row_of({"mode": mode, "data.num_events": size, "seed": seed}, value))
+    return rows
+
+
+def row_of(settings: dict[str, object], value: float, *, group: str = "", elements: int = 1000, ended: float = 0.0) -> Row:
+    """A finished trial."""
+    metrics = {"validation_loss": value, "validation_loss_error": 0.01}
+    return Row(settings, "finished", "run", "", metrics, elements=elements, events=4000, training_seconds=36.0, group=group, ended=ended)
+
+
+def plan_for(answer: str, **changes: object) -> Any:
+    """What the answers look at of a plan."""
+    return SimpleNamespace(question=SimpleNamespace(sweep=sweep(answer=answer, **changes)), detector="cld", varied=("seed",))
+
+
+def test_the_answer_of_a_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an answer without its number, its figure or its cost."""
+    monkeypatch.setattr(answers, "references_on_test", lambda _: {"rule-based": {"validation_loss": (0.15, 0.01)}})
+    found = answers.transfer(plan_for("transfer"), ladder_rows())
+    (sentence,) = found.sentences
+    assert "fine-tuning needs" in sentence
+    assert "times fewer cld events" in sentence
+    assert found.numbers["validation_loss"]["multiplier"]["value"] == pytest.approx(5.0, rel=0.15)
+    figure, numbers = found.figures["ladder_validation_loss"]
+    assert set(numbers) == {"full", "scratch", "zero-shot", "rule-based"}
+    assert figure.axes
+    costs = {(cell["mode"], cell["num_events"]): cell for cell in found.numbers["cost"]}
+    assert costs["full", 1000] == {
+        "mode": "full",
+        "num_events": 1000,
+        "trainings": 3,
+        "passes": 4.0,
+        "elements": 1000.0,
+        "hours": pytest.approx(0.01),
+    }
+    json.dumps(jsonable(found.numbers))
+
+
+def test_the_answer_of_a_search() -> None:
+    """Catches a best-so-far that gets worse, and a control that is mixed with the search."""
+    rows = [row_of({"seed": i}, value, ended=float(i)) for i, value in enumerate([3.0, 2.0, 2.5])]
+    rows += [row_of({"seed": i}, value, group="control", ended=float(i), elements=500) for i, value in enumerate([2.8, 2.6])]
+    rows += [row_of({"seed": 7}, 2.1, group="winner", ended=9.0)]
+    found = answers.search(plan_for("search", search="optuna", space={"seed": {"randint": [0, 9]}}), rows)
+    best = found.numbers["best_so_far"]
+    assert [step["best"] for step in best["optuna"]] == [3.0, 2.0, 2.0]
+    assert [step["elements"] for step in best["random search"]] == [500.0, 1000.0]
+    assert found.numbers["best"] == {"seed": 1}
+    assert any("0.33 times the elements: 2.6" in sentence for sentence in found.sentences)

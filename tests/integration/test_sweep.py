@@ -14,12 +14,13 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pfscale.config import RunConfig, dump_yaml
+from pfscale.config import RunConfig, dump_yaml, load_config
 from pfscale.errors import ConfigError
 from pfscale.studies.config import load_question
 from pfscale.studies.plan import plan_sweep
 from pfscale.studies.rows import FINISHED, STOPPED, read_rows
 from pfscale.studies.sweep import SweepResult, run_sweep
+from pfscale.training.pretrain import PretrainConfig
 from training_runs import Shards, config
 
 GRID = {"optimisation.learning_rate": {"grid_search": [1e-3, 3e-3]}, "seed": {"grid_search": [1, 2]}}
@@ -55,6 +56,8 @@ def test_a_grid_runs_once_below_one_run(make_shards: Shards, run_config: RunConf
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert all(run.data.tags["mlflow.note.content"].startswith("Repeat it: `pfscale pretrain ") for run in children)
     assert {path.path for path in client.list_artifacts(parent.info.run_id)} >= {"table.json", "answer.json", "sweep.yaml", "base.yaml"}
+    best = load_config(PretrainConfig, result.folder / "best.yaml")
+    assert best.optimisation.learning_rate == result.best["optimisation.learning_rate"]
     again = swept(file)
     assert again.rows == result.rows
     assert again.folder == result.folder

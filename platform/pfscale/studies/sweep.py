@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
 from pfscale.config import dump_yaml
@@ -31,6 +32,7 @@ from pfscale.tracking.runs import RunLogger, ended
 from pfscale.training.storage import claimed, storage_folder
 
 _log = logging.getLogger(__name__)
+BEST_CONFIG = "best.yaml"
 CONTROL, WINNER = "control", "winner"  # groups of trials beside the sweep's own
 
 
@@ -311,6 +313,9 @@ def _log_result(result: SweepResult, logger: RunLogger) -> None:
     for name, content in documents.items():
         (result.folder / name).write_text(json.dumps(jsonable(content), indent=1))
         logger.log_json(content, name)
+    best = _best_config(result)
+    (result.folder / BEST_CONFIG).write_text(best)
+    logger.log_text(best, BEST_CONFIG)
     for name, (figure, numbers) in result.figures.items():
         figure.savefig(result.folder / f"{name}.png", dpi=150)
         logger.log_figure(figure, f"figures/{name}.png")
@@ -320,6 +325,21 @@ def _log_result(result: SweepResult, logger: RunLogger) -> None:
     logger.log_metrics({f"trials_{status}": float(count) for status, count in counts.items()}, step=0)
     if metric in result.best.metrics:
         logger.log_metrics({f"best_{metric}": result.best.metrics[metric]}, step=0)
+
+
+def _best_config(result: SweepResult) -> str:
+    """The config of the best trial, ready for its verb, with where it comes from."""
+    plan, best = result.plan, result.best
+    sweep = plan.question.sweep
+    draw = Draw(tuple(best.settings.items()))
+    values = plan.question.config(draw).model_dump(mode="json", exclude={"run", "register_as", "physics_events"})
+    value = best.metrics.get(sweep.metric, math.nan)
+    head = [
+        f"# {sweep.question}",
+        f"# Best of {len(result.rows)} trials of {plan.name}: {sweep.metric} {value:.4g}, MLflow run {best.run_id}",
+        f"# {plan.question.command(draw)}",
+    ]
+    return "\n".join([*head, yaml.safe_dump(values, sort_keys=False, allow_unicode=True)])
 
 
 def _shown(value: Any) -> str:

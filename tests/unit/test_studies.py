@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pfscale.errors import ConfigError
 from pfscale.studies import answers
 from pfscale.studies.config import Draw, SweepConfig, draws, load_question, repeated
+from pfscale.studies.ladder import climb
 from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
 from pfscale.studies.rows import Row, key_of, missing, read_rows, write_row
 from pfscale.tracking.runs import jsonable
@@ -255,3 +256,23 @@ def test_the_answer_of_a_search() -> None:
     assert [step["elements"] for step in best["random search"]] == [500.0, 1000.0]
     assert found.numbers["best"] == {"seed": 1}
     assert any("0.33 times the elements: 2.6" in sentence for sentence in found.sentences)
+
+
+def test_a_ladder_stops_where_more_no_longer_pays() -> None:
+    """Catches a ladder that goes on for nothing, one way that ends another, and a stop by the noise of one seed."""
+    wanted = [Draw((("mode", mode), ("data.num_events", size))) for mode in ("full", "scratch") for size in (100, 300, 1000, 3000)]
+    rows: list[Row] = []
+    asked: list[tuple[str, int]] = []
+
+    def run(draws: list[Draw], _: str) -> list[Row]:
+        for draw in draws:
+            mode, size = str(draw.values["mode"]), int(draw.values["data.num_events"])
+            asked.append((mode, size))
+            value = {"full": {100: 1.0, 300: 0.5, 1000: 0.495}.get(size, 0.4), "scratch": 100.0 / size}[mode]
+            rows.append(row_of(draw.values, value))  # with an error of 0.01
+        return rows
+
+    climb(sweep(), wanted, run)
+    assert ("full", 1000) in asked
+    assert ("full", 3000) not in asked
+    assert ("scratch", 3000) in asked

@@ -13,13 +13,13 @@ from pfscale.physics.bootstrap import Estimate
 from pfscale.report.figures import TransferPoint, transfer_curves
 from pfscale.report.search_figure import SearchStep, search_progress
 from pfscale.report.style import Drawn
+from pfscale.studies.ladder import MODE, SIZE
 from pfscale.studies.measure import PREFIX
 from pfscale.studies.multiplier import LEVEL, Multiplier, curve_of, data_multiplier, multiplier_curve
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.references import references_on_test
 from pfscale.studies.rows import FINISHED, Row
 
-SIZE, MODE = "data.num_events", "mode"
 CONTROL, WINNER = "control", "winner"
 _LADDER = {  # metric of the trials -> (what it is, unit, name in sentences)
     "validation_loss": ("validation loss", "", "validation loss"),

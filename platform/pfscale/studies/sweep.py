@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
+import json
 import logging
 import math
-import os
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +15,16 @@ import yaml
 from rich.table import Table
 
 from pfscale.config import dump_yaml
-from pfscale.errors import StoppedError, TrainingError
+from pfscale.errors import TrainingError
 from pfscale.ray_cluster import ray_cluster
 from pfscale.report.style import Drawn
-from pfscale.studies.asha import MarkingAsha
-from pfscale.studies.config import AshaScheduler, Draw, PbtScheduler, draws, repeated, tune_space
+from pfscale.studies.answers import ANSWERS
+from pfscale.studies.config import Draw, draws, repeated
+from pfscale.studies.ladder import climb
 from pfscale.studies.plan import SweepPlan, concurrency_of
-from pfscale.studies.rows import DIVERGED, FINISHED, Row, missing, read_rows
-from pfscale.studies.trial import DRAW, Trial, TrialPlan
-from pfscale.tracking.runs import RunLogger, ended
+from pfscale.studies.rows import DIVERGED, FINISHED, Row, read_rows
+from pfscale.studies.tuning import run_arm
+from pfscale.tracking.runs import RunLogger, ended, jsonable
 from pfscale.training.storage import claimed, storage_folder
 
 _log = logging.getLogger(__name__)
@@ -127,9 +123,13 @@ def ranked(rows: Sequence[Row], plan: SweepPlan) -> list[Row]:
 def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
     """The sweep's own trials, then its control, then its winners with further seeds."""
     sweep = plan.question.sweep
-    _run_arm(plan, folder, parent_run, [trial.draw for trial in plan.trials])
+    wanted = [trial.draw for trial in plan.trials]
+    if sweep.stop_ladder:
+        climb(sweep, wanted, lambda some, name: run_arm(plan, folder, parent_run, some, name=name))
+    else:
+        run_arm(plan, folder, parent_run, wanted)
     if sweep.control:
-        _run_arm(plan, folder, parent_run, _control_draws(plan, read_rows(folder)), group=CONTROL)
+        run_arm(plan, folder, parent_run, _control_draws(plan, read_rows(folder)), group=CONTROL)
     if sweep.winners:
         own = [row for row in ranked(read_rows(folder), plan) if row.status == FINISHED and row.group != WINNER]
         first = int(plan.trials[0].launch.config.seed)
@@ -138,7 +138,7 @@ def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
             for row in own[: sweep.winners]
             for again in repeated(Draw(tuple(row.settings.items())), first_seed=first + 1, count=sweep.winner_seeds - 1)
         ]
-        _run_arm(plan, folder, parent_run, repeats, group=WINNER)
+        run_arm(plan, folder, parent_run, repeats, group=WINNER)
 
 
 def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
@@ -150,143 +150,6 @@ def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
     return draws(sweep.model_copy(update={"num_samples": count, "search": "random", "search_seed": sweep.search_seed + 1}))
 
 
-def _run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], group: str = "") -> None:
-    """Runs what has no row yet."""
-    sweep = plan.question.sweep
-    is_searching = not group and (sweep.search == "optuna" or sweep.scheduler.kind != "none")
-    rows = [row for row in read_rows(folder) if row.group == group]
-    todo = missing(wanted, rows, group)
-    if (len(rows) >= len(wanted)) if is_searching and sweep.search == "optuna" else not todo:
-        return
-    _log.info(
-        "%s%s: %d of %d trials to do, %d at once",
-        plan.name,
-        f" ({group})" if group else "",
-        len(wanted) - len(rows),
-        len(wanted),
-        plan.concurrency,
-    )
-    trial_plan = TrialPlan(
-        question=plan.question,
-        folder=folder,
-        run=(f"run.parent_run={parent_run}", "register_as=''", *_cache(plan)),
-        tags={"pfscale.sweep": plan.name, "pfscale.question": sweep.question, **({"pfscale.group": group} if group else {})},
-        group=group,
-    )
-    tuner = _tuner(plan, trial_plan, folder / "tune" / (group or "own"), todo, len(wanted), is_searching=is_searching)
-    with _graceful_stop() as asked_by:
-        results = tuner.fit()
-    if results.errors:
-        told = "; ".join(sorted({str(error).strip().splitlines()[-1] for error in results.errors}))
-        hint = "the same command tries them again; what is complete is kept"
-        raise TrainingError(f"{len(results.errors)} of {len(wanted)} trials failed: {told}", where=plan.name, hint=hint)
-    done = [row for row in read_rows(folder) if row.group == group]
-    if len(done) < len(wanted):
-        told = f"{len(done)} of {len(wanted)} trials complete"
-        if signal.SIGINT in asked_by:
-            _log.info("stopped with %s", told)
-            raise KeyboardInterrupt
-        if not asked_by:
-            raise TrainingError(f"{told}, the others left no result", where=plan.name)
-        raise StoppedError(f"stopped with {told}", where=plan.name, hint="the same command goes on")
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[list[int]]:
-    """While it lasts, SIGTERM and Ctrl-C end the experiment after its trials have written checkpoints; yields the signals that came."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-
-    def ask(number: int, _: object) -> None:
-        came.append(number)
-        os.kill(os.getpid(), signal.SIGUSR1)  # for which Tune has a handler that ends the experiment
-
-    handlers: dict[int, Any] = {signal.SIGUSR1: signal.SIG_IGN, signal.SIGTERM: ask, signal.SIGINT: ask}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _cache(plan: SweepPlan) -> list[str]:
-    """Where decoded events are kept, unless the base config says it."""
-    if plan.trials[0].launch.config.data.cache:
-        return []
-    return [f"data.cache={tempfile.gettempdir()}/pfscale-events-{getpass.getuser()}"]
-
-
-def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw], count: int, *, is_searching: bool) -> Any:
-    """A Ray Tune experiment: anew, or where it was, if its search or scheduler has learned something."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # rows and MLflow say it all
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours asks for the same, and tells it from SIGTERM
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
-
-    sweep, run = plan.question.sweep, plan.trials[0].launch.config.run
-    is_inside = run.num_workers == 0
-    resources = {"CPU": float(max(1, run.threads_per_worker)) if is_inside else 0.01}
-    trainable = tune.with_resources(tune.with_parameters(Trial, plan=trial_plan), resources)
-    if is_searching and tune.Tuner.can_restore(str(place)):
-        return tune.Tuner.restore(str(place), trainable, resume_unfinished=True, resume_errored=True)
-    is_optuna = is_searching and sweep.search == "optuna"
-    space = tune_space(sweep.space[0]) if is_optuna else {DRAW: tune.grid_search([draw.values for draw in todo])}
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode=sweep.mode,
-            search_alg=_optuna(sweep) if is_optuna else None,
-            scheduler=_scheduler(plan, trial_plan) if is_searching else None,
-            num_samples=count if is_optuna else 1,
-            max_concurrent_trials=plan.concurrency,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=place.name,
-            storage_path=str(place.parent),
-            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            verbose=0,
-        ),
-    )
-
-
-def _optuna(sweep: Any) -> Any:
-    from ray.tune.search.optuna import OptunaSearch
-
-    return OptunaSearch(seed=sweep.search_seed)
-
-
-def _scheduler(plan: SweepPlan, trial_plan: TrialPlan) -> Any:
-    """What stops trials early, or makes them take over from others; None: nothing."""
-    from ray.tune.schedulers import PopulationBasedTraining
-
-    sweep = plan.question.sweep
-    wanted = sweep.scheduler
-    if isinstance(wanted, AshaScheduler):
-        return MarkingAsha(
-            trial_plan.folder,
-            time_attr="step",
-            max_t=max(trial.num_steps for trial in plan.trials) + 1,
-            grace_period=wanted.grace_steps,
-            reduction_factor=wanted.reduction_factor,
-        )
-    if isinstance(wanted, PbtScheduler):
-        drawn = {key: value for key, value in tune_space(sweep.space[0]).items() if key in plan.varied and key != "seed"}
-        return PopulationBasedTraining(
-            time_attr="step",
-            perturbation_interval=wanted.perturb_steps,
-            quantile_fraction=wanted.quantile,
-            hyperparam_mutations={DRAW: drawn},
-        )
-    return None
-
-
 def _log_question(plan: SweepPlan, logger: RunLogger) -> None:
     logger.log_text(dump_yaml(plan.question.sweep), "sweep.yaml")
     logger.log_text(plan.question.base.read_text(), "base.yaml")
@@ -294,8 +157,6 @@ def _log_question(plan: SweepPlan, logger: RunLogger) -> None:
 
 
 def _result(plan: SweepPlan, folder: Path, logger: RunLogger, seconds: float) -> SweepResult:
-    from pfscale.studies.answers import ANSWERS
-
     rows = tuple(read_rows(folder))
     answer = ANSWERS[plan.question.sweep.answer](plan, rows)
     return SweepResult(plan, rows, answer.sentences, answer.numbers, answer.figures, folder, logger.link, seconds)
@@ -303,11 +164,6 @@ def _result(plan: SweepPlan, folder: Path, logger: RunLogger, seconds: float) ->
 
 def _log_result(result: SweepResult, logger: RunLogger) -> None:
     """Table, answer and figures, in MLflow and in the sweep's folder."""
-    import json
-    from dataclasses import asdict
-
-    from pfscale.tracking.runs import jsonable
-
     table = [{k: v for k, v in asdict(row).items() if k not in ("evaluations", "replicas")} for row in result.rows]
     documents = {"table.json": table, "answer.json": {"sentences": list(result.answer), **result.numbers}}
     for name, content in documents.items():

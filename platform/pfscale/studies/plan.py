@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -13,7 +15,7 @@ from rich.table import Table
 from pfscale.errors import ConfigError, closest
 from pfscale.models.flops import training_flops
 from pfscale.models.mlpf import Mlpf
-from pfscale.ray_cluster import room_on_nodes
+from pfscale.ray_cluster import is_running, ray_cluster, room_on_nodes
 from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.manifest import load_manifest
 from pfscale.studies.config import Draw, Question, draws, repeated
@@ -93,7 +95,7 @@ class SweepPlan:
             ("how", f"{sweep.search}" + (f", stopped early by {kind}" if kind != "none" else "")),
             ("compared by", f"{sweep.metric} ({'lower' if sweep.mode == 'min' else 'higher'} is better)"),
             ("steps of a trial", shown),
-            ("estimated time", f"{self.hours:.2g} hours" + (" if none were stopped" if kind != "none" else "")),
+            ("estimated time", _duration(self.hours) + (" if none were stopped" if kind != "none" else "")),
             ("storage", f"{self.trials[0].launch.config.run.storage}/{self.name}"),
         ]
         for row in rows:
@@ -121,18 +123,30 @@ def plan_sweep(question: Question) -> SweepPlan:
     varied = [tried.key for tried in require_effects(question, wanted)]
     trials = tuple(_planned(draw, launch) for draw, (launch, _) in zip(wanted, launches, strict=True))
     rate = _flops_per_second(trials, launches[0][1])
-    return SweepPlan(question, trials, launches[0][1], tuple(varied), 1, rate, _fingerprint(question, trials))
+    plan = SweepPlan(question, trials, launches[0][1], tuple(varied), 1, rate, _fingerprint(question, trials))
+    return replace(plan, concurrency=concurrency_of(plan))
 
 
 def concurrency_of(plan: SweepPlan) -> int:
-    """How many trials the connected cluster has room for at once."""
+    """How many trials there is room for at once: in the cluster that this process is in, or would connect to, or on this machine."""
     run = plan.trials[0].launch.config.run
-    if run.num_workers == 0:
-        room = sum(room_on_nodes({"CPU": max(1, run.threads_per_worker)}).values())
+    is_inside = run.num_workers == 0
+    bundle = {"CPU": float(max(1, run.threads_per_worker)) if is_inside else run.cpus_per_worker}
+    if run.use_gpu and not is_inside:
+        bundle["GPU"] = 1.0
+    if is_running() or os.environ.get("RAY_ADDRESS"):
+        with ray_cluster():
+            room = sum(room_on_nodes(bundle).values())
     else:
-        bundle = {"CPU": run.cpus_per_worker, **({"GPU": 1.0} if run.use_gpu else {})}
-        room = sum(room_on_nodes(bundle).values()) // run.num_workers
+        room = int((os.cpu_count() or 1) / bundle["CPU"])
+    room //= max(1, run.num_workers)
     return max(1, min(room, plan.question.sweep.max_concurrent or room, len(plan.trials)))
+
+
+def _duration(hours: float) -> str:
+    if math.isnan(hours):
+        return "unknown"
+    return f"{hours:.1f} hours" if hours >= 1.5 else f"{max(1, round(hours * 60))} minutes"
 
 
 def _require_valid(question: Question, found: Sequence[Draw]) -> None:

@@ -95,6 +95,12 @@ class StoppedError(PfscaleError):
     exit_code = 143  # what a shell says of a process that SIGTERM ended
 
 
+class InterruptedTrainingError(StoppedError):
+    """The same by Ctrl-C."""
+
+    exit_code = 130
+
+
 def closest(name: str, allowed: Iterable[str], *, count: int = 3) -> list[str]:
     """The names in `allowed` that look most like `name`, best first (possibly none)."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.5)

@@ -28,16 +28,26 @@ from training_runs import (
 NUM_STEPS = 400
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_sigterm_costs_no_step(make_shards: Shards, run_config: RunConfig, tmp_path: Path, num_workers: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "num_workers"),
+    [
+        pytest.param(signal.SIGTERM, 143, 0, id="SIGTERM-alone"),
+        pytest.param(signal.SIGINT, 130, 0, id="SIGINT-alone", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, 1, id="SIGTERM-worker", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, 1, id="SIGINT-worker"),
+    ],
+)
+def test_a_signal_costs_no_step(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, number: int, code: int, num_workers: int
+) -> None:
     """Catches a signal that ends the driver before its workers have saved anything, and a run that counts as failed."""
     run = run_config.model_copy(update={"num_workers": num_workers, "cpus_per_worker": 0.5})
     wanted = config(make_shards(), run, num_steps=NUM_STEPS, checkpoint_every=NUM_STEPS, log_every=1)
     storage = tmp_path / "runs"
     first = PretrainProcess(wanted, tmp_path / "process")
     first.wait_until(lambda: progress_step(storage) >= 20, "step 20")
-    first.process.send_signal(signal.SIGTERM)
-    assert first.wait() == 143, first.log.read_text()
+    first.process.send_signal(number)
+    assert first.wait() == code, first.log.read_text()
     stopped = committed_step(storage)
     assert 20 <= stopped < NUM_STEPS
     assert stopped == progress_step(storage)

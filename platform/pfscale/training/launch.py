@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import dump_yaml
-from pfscale.errors import ModelNotFoundError, PfscaleError, StoppedError, TrainingError
+from pfscale.errors import InterruptedTrainingError, ModelNotFoundError, PfscaleError, StoppedError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig, count_parameters
 from pfscale.ray_cluster import ray_cluster
@@ -37,7 +38,7 @@ from pfscale.training.progress import told
 from pfscale.training.pyfunc import PYFUNC
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession
-from pfscale.training.stopping import stop_on_sigterm
+from pfscale.training.stopping import in_thread, stop_on_signals
 from pfscale.training.storage import (
     claimed,
     delete_uncommitted,
@@ -158,15 +159,17 @@ def _trained(launch: Launch, tracker: Tracker, logger: RunLogger, folder: Path) 
     """The best weights and the final state of the finished training.
 
     Raises:
-        StoppedError: it was asked to stop.
+        StoppedError: it was asked to stop; InterruptedTrainingError: by Ctrl-C.
     """
     config, inputs = launch.config, launch.loop_inputs(tracker, logger.run_id, folder)
     _log.info("%s: %d steps; watch it with: %s", launch.name, config.optimisation.num_steps, logger.link)
-    with told(folder, num_steps=config.optimisation.num_steps), _last_checkpoint(inputs, folder) as checkpoint:
+    watched = told(folder, num_steps=config.optimisation.num_steps)
+    with watched, stop_on_signals(folder) as came, _last_checkpoint(inputs, folder) as checkpoint:
         state = read_state(checkpoint)
         if state.step < config.optimisation.num_steps:
             hint = "the same command goes on from there"
-            raise StoppedError(f"stopped as asked, with a checkpoint at step {state.step}", where=launch.name, hint=hint)
+            kind = InterruptedTrainingError if signal.SIGINT in came else StoppedError
+            raise kind(f"stopped as asked, with a checkpoint at step {state.step}", where=launch.name, hint=hint)
         return safetensors.torch.load_file(checkpoint / BEST), state
 
 
@@ -225,14 +228,12 @@ def references(metrics: Mapping[str, float]) -> dict[str, float]:
 def _last_checkpoint(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
     """Trains, and gives the folder of the last checkpoint."""
     if inputs.config.run.num_workers:
-        with stop_on_sigterm(folder):
-            result = _fit(inputs, folder)
+        result = _fit(inputs, folder)
         with result.checkpoint.as_directory() as checkpoint:
             yield Path(checkpoint)
         return
     session = LocalSession(folder, keep=inputs.config.keep_checkpoints)
-    with stop_on_sigterm(folder):
-        run_loop(inputs, session)
+    run_loop(inputs, session)
     with session.latest() as latest:
         assert latest is not None
         yield latest
@@ -266,7 +267,7 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
     wait_for_workers(folder)
     delete_uncommitted(folder)
     try:
-        result = trainer.fit()
+        result = in_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         own = own_error(error)
         if own is not None:

@@ -178,7 +178,7 @@ def test_models_are_listed_and_shown(empty_store: str, tmp_path: Path, capsys: p
     register_model(tracker, run_id=run_id, bundle=make_bundle(tmp_path / "b"), name="mlpf-clic", tags={"detector": "clic"})
     capsys.readouterr()
     assert run(["models", "list", "--tracking-uri", empty_store]) == 0
-    assert "models:/mlpf-clic/1" in capsys.readouterr().out
+    assert "mlpf-clic/1" in capsys.readouterr().out
     assert run(["models", "show", "mlpf-clic@candidate", "--tracking-uri", empty_store]) == 0
     assert run_id in capsys.readouterr().out
     assert run(["models", "show", "mlpf-cilc@candidate", "--tracking-uri", empty_store]) == 2

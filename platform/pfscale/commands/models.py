@@ -132,10 +132,15 @@ def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
 
     tags = ("verb", "parent", "events", "validation_loss", "jet_response_iqr_over_median", "met_resolution", "simulation")
     headers = ("verb", "parent", "events", "validation loss", "jet IQR/median", "MET σ [GeV]", "simulation")
-    table = Table("model", "alias", "registered", *headers)
-    for version in list_models(tracking_uri):
+    versions = list_models(tracking_uri)
+    names = [version.uri.removeprefix("models:/") for version in versions]
+    table = Table(caption="figures: of validation events, at the end of the training; models show says how many")
+    table.add_column("model", min_width=max(map(len, names), default=0), no_wrap=True)  # what the list is for is never cut
+    for header in ("alias", "registered", *headers):
+        table.add_column(header, overflow="fold")
+    for name, version in zip(names, versions, strict=True):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(version.created))
-        table.add_row(version.uri, ", ".join(version.aliases), made, *(version.tags.get(key, "") for key in tags))
+        table.add_row(name, ", ".join(version.aliases), made, *(version.tags.get(key, "").removeprefix("models:/") for key in tags))
     out.print(table if table.row_count else "no model is registered; pfscale pretrain registers one")
 
 

@@ -49,6 +49,7 @@ class CandidateFile(BaseModel):
         identity: of source contents, model and options: a file with another one is of something else.
         path, name, size, digest: of the source.
         detector, simulation: of the source, as it was read.
+        on_trust: nothing in the source says or shows that it is of this detector, and nobody else has said so.
         unusable: (entry, reason) of events that could not be used; they have no candidates.
     """
 
@@ -62,6 +63,7 @@ class CandidateFile(BaseModel):
     digest: str
     detector: str
     simulation: str
+    on_trust: bool = False
     num_events: int = 0
     num_candidates: int = 0
     unusable: tuple[tuple[int, str], ...] = ()

@@ -87,6 +87,10 @@ def compare(
         NotEnoughDataError.
     """
     models = [_load(reference, tracking_uri) for reference in (a, b)]
+    detectors = [model.card["detector"] for model in models]
+    if detectors[0] != detectors[1]:
+        what = f"{models[0].name} is a model of {detectors[0]}, {models[1].name} of {detectors[1]}"
+        raise InputFileError(what, where=f"{a} and {b}", hint="only models of one detector can see the same events")
     if shards is None:
         return _by_cards(*models)
     index = load_index(shards)

@@ -191,7 +191,9 @@ def _require_own(folder: Path) -> None:
     Raises:
         OutputExistsError: it holds something else.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / METRICS_FILE).is_file())):
+    if folder.is_file():
+        raise OutputExistsError("a file, not a folder", where=str(folder), hint="choose a new --output")
+    if folder.exists() and any(folder.iterdir()) and not (folder / METRICS_FILE).is_file():
         raise OutputExistsError("the folder holds other files", where=str(folder), hint="choose a new --output")
 
 

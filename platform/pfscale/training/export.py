@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pfscale import __version__
-from pfscale.errors import NotEnoughDataError, OutputExistsError, PfscaleError
+from pfscale.errors import NotEnoughDataError, OutputExistsError, PfscaleError, ShardError
 from pfscale.models.batch import collate, traced_batch
 from pfscale.models.bundle import Bundle, load_bundle
 from pfscale.models.mlpf import Mlpf
@@ -126,6 +126,9 @@ def export_model(
     _require_free(output)
     folder, name = locate_model(model, tracking_uri=tracking_uri)
     bundle, index = load_bundle(folder), load_index(shards)
+    if bundle.card["detector"] != index.manifest.detector:
+        what = f"shards of {index.manifest.detector}, but {name} is a model of {bundle.card['detector']}"
+        raise ShardError(what, where=str(shards), hint=f"give {bundle.card['detector']} shards: the comparison is kept with the model")
     events = _sample(index, num_events, str(shards))
     notes = mismatches(bundle.card, detector=index.manifest.detector, simulation=index.manifest.simulation, what="the shards")
     output.parent.mkdir(parents=True, exist_ok=True)

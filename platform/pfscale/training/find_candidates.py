@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from pfscale import __version__
 from pfscale.edm4hep.candidate_writer import clusters_per_collection
 from pfscale.edm4hep.detectors import Detector, find_detector
+from pfscale.edm4hep.extraction import MIN_TRACKS_FOR_RATIO
 from pfscale.edm4hep.reader import EventSource, open_source, require_detector
 from pfscale.errors import InputFileError
 from pfscale.models.bundle import Bundle
 from pfscale.remote import base_name, without_secrets
 from pfscale.shards.events import EXTRACTION_VERSION, EventTable, extract_events, stream_events
 from pfscale.shards.manifest import QuarantinedSource, content_hash
-from pfscale.shards.ragged import from_arrow
+from pfscale.shards.ragged import from_arrow, list_leaves
 from pfscale.shards.sources import file_digest, file_version, not_the_network, quarantine, require_unchanged
 from pfscale.shards.storage import Folder
 from pfscale.tasks.reconstruction import ReconstructionConfig
@@ -127,6 +128,7 @@ def find_candidates(path: str, plan: Plan, bundle: Bundle, folder: Folder, *, pr
                 digest=digest,
                 detector=detector.name,
                 simulation=source.metadata.get("simulation", detector.simulation),
+                on_trust=not _tells_detector(source, detector) and plan.detector is None,
             )
             done = read_record(folder, record.file, plan.file_format) if folder.exists(record.file) else None
             if done is not None and done.identity == record.identity:
@@ -174,10 +176,21 @@ def _write(
     return record
 
 
+def _tells_detector(source: EventSource, detector: Detector) -> bool:
+    """Whether the file says its detector, or has rule-based candidates enough whose momenta a wrong field would contradict.
+
+    Raises:
+        InputFileError: they do contradict it.
+    """
+    if "detector" in source.metadata:
+        return True
+    table = extract_events(source, detector, 0, min(EVENTS_TO_TELL, source.num_entries), with_truth=False).table
+    tracks: Any = list_leaves(table, "baseline")[1]["track_index"]  # of Arrow: a list for each candidate
+    return int((np.diff(tracks.offsets.to_numpy()) == 1).sum()) >= MIN_TRACKS_FOR_RATIO
+
+
 def _parts(source: EventSource, detector: Detector, *, with_counts: bool) -> Iterator[tuple[EventTable, NDArray[np.int64] | None]]:
     """The events of a source part by part, without rule-based candidates, and the clusters per collection where asked for."""
-    if "detector" not in source.metadata:  # then its rule-based candidates tell, whose momenta a wrong field contradicts
-        extract_events(source, detector, 0, min(EVENTS_TO_TELL, source.num_entries), with_truth=False)
     detector, start = replace(detector, baseline=()), 0
     for part in stream_events(source, detector, 0, source.num_entries, with_truth=False):
         stop = start + part.table.num_rows

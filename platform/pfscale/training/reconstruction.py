@@ -63,7 +63,8 @@ class Reconstruction(BaseModel):
     def summary(self) -> str:
         """Lines for the terminal."""
         mean = self.num_candidates / max(self.num_events, 1)
-        head = f"{self.model}: {self.num_candidates} candidates in {self.num_events} events ({mean:.1f} per event)"
+        events = f"{self.num_events} event{'s' * (self.num_events != 1)}"
+        head = f"{self.model}: {self.num_candidates} candidates in {events} ({mean:.1f} per event)"
         files = self.files[:FILES_SHOWN]
         more = [f"and {len(self.files) - len(files)} more files there"] if len(self.files) > len(files) else []
         return "\n".join([head, *(f"warning: {text}" for text in self.warnings), *files, *more])
@@ -151,6 +152,10 @@ def warnings_of(sources: Sequence[CandidateFile], card: Mapping[str, Any]) -> tu
     for (detector, simulation), names in kinds.items():
         what = names[0] if len(names) == 1 else f"{len(names)} files"
         notes |= dict.fromkeys(mismatches(card, detector=detector, simulation=simulation, what=what))
+    if trusted := [base_name(source.path) for source in sources if source.on_trust]:
+        what = trusted[0] if len(trusted) == 1 else f"{len(trusted)} files (first: {trusted[0]})"
+        taken = next(source.detector for source in sources if source.on_trust)
+        notes[f"nothing in {what} tells its detector: taken as {taken}, like the model; --detector says it"] = None
     return tuple(notes)
 
 

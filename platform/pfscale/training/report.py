@@ -119,7 +119,8 @@ def _find(target: str, tracking_uri: str) -> _Subject:
         try:
             record = find_run(tracking_uri, target)
         except ModelNotFoundError:
-            raise no_model from None
+            hint = f"a model: {no_model.hint}; a run: its id or name in MLflow"
+            raise ModelNotFoundError("no such model, and no such run", where=target, hint=hint) from None
         made = next((v for v in list_models(tracking_uri) if v.run_id == record.run_id), None)
         return _Subject(record.name, record, made, _bundle_of(record, made, tracking_uri))
     version = registered_version(target, tracking_uri=tracking_uri)

@@ -20,6 +20,7 @@ from pfscale.studies.ladder import climb
 from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
 from pfscale.studies.rows import Row, key_of, missing, read_rows, write_row
 from pfscale.tracking.runs import jsonable
+from pfscale.training.progress import EVALUATIONS, forget_evaluations, read_evaluations, write_evaluation
 
 
 def sweep(**changes: object) -> SweepConfig:
@@ -276,3 +277,15 @@ def test_a_ladder_stops_where_more_no_longer_pays() -> None:
     assert ("full", 1000) in asked
     assert ("full", 3000) not in asked
     assert ("scratch", 3000) in asked
+
+
+def test_evaluations_of_steps_to_be_taken_again_are_dropped(tmp_path: Path) -> None:
+    """Catches a resumed trial that is judged by what it showed before it was killed, and a torn last line."""
+    for step in (10, 20, 30):
+        write_evaluation(tmp_path, step=step, metrics={"validation_loss": 1.0 / step})
+    with (tmp_path / EVALUATIONS).open("a") as file:
+        file.write('{"step": 40, "valid')
+    assert [values["step"] for values in read_evaluations(tmp_path)] == [10, 20, 30]
+    forget_evaluations(tmp_path, after=20)
+    write_evaluation(tmp_path, step=30, metrics={"validation_loss": 5.0})
+    assert [values["validation_loss"] for values in read_evaluations(tmp_path)] == [0.1, 0.05, 5.0]

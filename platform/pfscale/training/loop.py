@@ -28,7 +28,7 @@ from pfscale.training.engine import Weights, learning_rate, swapped, update_aver
 from pfscale.training.guard import Guard, explained_memory
 from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, Meter
 from pfscale.training.module import TaskModule
-from pfscale.training.progress import write_evaluation, write_progress
+from pfscale.training.progress import forget_evaluations, write_evaluation, write_progress
 from pfscale.training.session import Session, sum_over_workers
 from pfscale.training.validation import Validation, evaluate_loss, first_not_finite, validation_events
 
@@ -76,6 +76,8 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     with ExitStack() as stack:
         logger = stack.enter_context(_flushed(inputs.tracker.attach(inputs.run_id))) if session.rank == 0 else None
         restored = loop_start(config, module, session)
+        if session.rank == 0:
+            forget_evaluations(inputs.folder, after=restored.state.step)
         if logger is not None and restored.state.step:
             logger.set_tags({"pfscale.resumed_from_step": str(restored.state.step)})
         stack.callback(session.finish)  # whatever happens: a commit under way belongs to this run

@@ -41,6 +41,12 @@ def write_evaluation(folder: Path, *, step: int, metrics: Mapping[str, float]) -
         file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
+def forget_evaluations(folder: Path, *, after: int) -> None:
+    """Drops evaluations of steps that a resumed training is going to take again."""
+    kept = [values for values in read_evaluations(folder) if values["step"] <= after]
+    (folder / EVALUATIONS).write_text("".join(json.dumps(values) + "\n" for values in kept))
+
+
 def read_evaluations(folder: Path) -> list[dict[str, float]]:
     """The evaluations so far, by `step`; of a step that was repeated after an interruption, the later one."""
     path = folder / EVALUATIONS

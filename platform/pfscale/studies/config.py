@@ -72,7 +72,7 @@ class SweepConfig(Config):
     """A question, and the trainings that answer it."""
 
     question: str = Field(..., min_length=1, description="what the sweep answers, in words")
-    verb: Literal["pretrain", "finetune", "downstream"] = Field(..., description="what a trial does")
+    verb: Literal["pretrain", "finetune"] = Field(..., description="what a trial does")
     base: str = Field(..., description="config file of that verb, relative to this file; a trial is base + overrides")
     metric: str = Field("validation_loss", description="what trials are compared by; `test/...`: on the test events, at the end")
     mode: Literal["min", "max"] = Field("min", description="which is better")

@@ -199,7 +199,8 @@ def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, 
     for item in error.errors(include_url=False):
         key, holder = _locate(cls, tuple(item["loc"]))
         shown = ".".join(str(part) for part in key)
-        above = (origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins)
+        meant = (*key, "kind") if item["type"] == "union_tag_invalid" else key
+        above = (origins[meant[:n]] for n in range(len(meant), 0, -1) if meant[:n] in origins)
         below = (origin for path, origin in reversed(origins.items()) if path[: len(key)] == key)
         where = next(above, next(below, None))
         if item["type"] == "extra_forbidden":

@@ -68,6 +68,15 @@ def test_a_base_file_is_one_level_and_differences_win(tmp_path: Path) -> None:
         load_config(Outer, write(tmp_path / "grandchild.yaml", "base: heir.yaml\n"))
 
 
+def test_a_wrong_kind_is_told_where_it_was_given(tmp_path: Path) -> None:
+    """Catches a mistake of the command line that is blamed on the file's line with the right kind."""
+    path = write(tmp_path / "c.yaml", "weather:\n  kind: warm\n")
+    with pytest.raises(ConfigError, match=r"command line \(weather.kind=hot\): weather: kind 'hot'"):
+        load_config(Outer, path, ["weather.kind=hot"])
+    with pytest.raises(ConfigError, match=r"c.yaml:2: weather: kind 'tepid'"):
+        load_config(Outer, write(tmp_path / "c.yaml", "weather:\n  kind: tepid\n"))
+
+
 def test_overrides_reach_every_depth_and_change_kinds() -> None:
     """Catches an override that is dropped, or that mixes the fields of two kinds."""
     loaded = load_config(Outer, None, ["inner.width=7", "weather.kind=cold", "weather.frost=false", "run.num_workers=0"])

@@ -58,10 +58,8 @@ class PbtScheduler(Config):
     quantile: float = Field(0.25, gt=0, le=0.5, description="share of the population that takes over, and that is taken over")
 
 
-class TestEvents(Config):
+class MeasuredEvents(Config):
     """Fixed events that every trial is measured on at its end; they need not be of the data set that is learned from."""
-
-    __test__ = False  # no test class, whatever pytest thinks of its name
 
     shards: str = runtime("", description="folder of event shards; empty: those that are learned from")
     split: Literal["train", "validation", "test", "all"] = Field("test", description="which of its events; all: where none is learned from")
@@ -85,7 +83,7 @@ class SweepConfig(Config):
     control: bool = Field(False, description="then random search without a scheduler, at the same compute, to compare with")
     winners: int = Field(0, ge=0, description="best trials that are repeated with `winner_seeds` seeds at the end")
     winner_seeds: int = Field(3, ge=2, description="seeds of each of them")
-    test: TestEvents | None = Field(None, description="events that finished trials are measured on; empty: none")
+    test: MeasuredEvents | None = Field(None, description="events that finished trials are measured on; empty: none")
     answer: Literal["table", "transfer", "search"] = Field("table", description="what is made of the results beside the table")
     stop_ladder: bool = runtime(False, description="transfer: no larger samples where a threefold one gained less than the spread of seeds")
     max_concurrent: int = runtime(0, ge=0, description="trials at once; 0: as many as the cluster has room for")

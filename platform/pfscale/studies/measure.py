@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pfscale.models.bundle import load_bundle
 from pfscale.physics.evaluation import MLPF, named_estimates
 from pfscale.shards.dataset import EventIndex, load_index, select_events
-from pfscale.studies.config import SweepConfig, TestEvents
+from pfscale.studies.config import MeasuredEvents, SweepConfig
 from pfscale.tracking.runs import jsonable
 from pfscale.training.evaluate import Evaluation, evaluate_bundle
 from pfscale.training.launch import Launch
@@ -24,16 +24,14 @@ PAIRED = ("jet_response_iqr_over_median", "met_resolution")  # metrics whose rep
 
 
 @dataclass(frozen=True)
-class TestResult:
+class Measured:
     """Metrics under `test/...`, and replicas of those that are compared."""
-
-    __test__ = False
 
     metrics: dict[str, float] = field(default_factory=dict)
     replicas: dict[str, list[float]] = field(default_factory=dict)
 
 
-def test_sample(test: TestEvents, shards: str) -> tuple[EventIndex, NDArray[np.int64]]:
+def measured_sample(test: MeasuredEvents, shards: str) -> tuple[EventIndex, NDArray[np.int64]]:
     """The data set and positions of the test events.
 
     Raises:
@@ -46,28 +44,25 @@ def test_sample(test: TestEvents, shards: str) -> tuple[EventIndex, NDArray[np.i
     return index, order[: test.num_events]
 
 
-test_sample.__test__ = False  # type: ignore[attr-defined]
-
-
-def measure_on_test(sweep: SweepConfig, launch: Launch, run: Run) -> TestResult:
+def measure_on_test(sweep: SweepConfig, launch: Launch, run: Run) -> Measured:
     """A finished trial's metrics on the sweep's test events, kept beside its model; nothing where the sweep has none.
 
     Raises:
         ShardError, NotEnoughDataError.
     """
     if sweep.test is None:
-        return TestResult()
+        return Measured()
     folder = run.checkpoint or launch.backbone_folder
     assert folder is not None
-    index, members = test_sample(sweep.test, launch.config.data.shards)
+    index, members = measured_sample(sweep.test, launch.config.data.shards)
     kept = launch.folder / f"test-{index.manifest.hash[:12]}-{sweep.test.split}-{len(members)}.json"
     if kept.is_file():
-        return TestResult(**json.loads(kept.read_text()))
+        return Measured(**json.loads(kept.read_text()))
     bundle = load_bundle(folder)
     if run.checkpoint is None:  # zero-shot: the backbone, with the task as asked
         bundle = replace(bundle, card={**bundle.card, "task": launch.config.task.model_dump(mode="json")})
     evaluation = evaluate_bundle(bundle, index, members, title="", scope="model")
-    result = TestResult(_of_model(evaluation), _replicas(evaluation))
+    result = Measured(_of_model(evaluation), _replicas(evaluation))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(jsonable(vars(result))))
     return result

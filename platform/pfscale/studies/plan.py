@@ -20,7 +20,7 @@ from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.manifest import load_manifest
 from pfscale.studies.config import Draw, Question, draws, repeated
 from pfscale.studies.effects import require_effects, step_seconds
-from pfscale.studies.measure import PAIRED, PREFIX, test_sample
+from pfscale.studies.measure import PAIRED, PREFIX, measured_sample
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import Tracker
 from pfscale.training.config import TorchEngineConfig
@@ -119,7 +119,7 @@ def plan_sweep(question: Question) -> SweepPlan:
     _require_metric(question, [launch for launch, _ in launches])
     _require_fair(question, wanted)
     if sweep.test is not None:
-        test_sample(sweep.test, launches[0][0].config.data.shards)
+        measured_sample(sweep.test, launches[0][0].config.data.shards)
     varied = [tried.key for tried in require_effects(question, wanted)]
     trials = tuple(_planned(draw, launch) for draw, (launch, _) in zip(wanted, launches, strict=True))
     rate = _flops_per_second(trials, launches[0][1])

@@ -6,7 +6,7 @@ import math
 
 from pfscale.models.bundle import load_bundle
 from pfscale.physics.evaluation import RULE_BASED, TRUTH_TARGETS
-from pfscale.studies.measure import PREFIX, test_sample
+from pfscale.studies.measure import PREFIX, measured_sample
 from pfscale.studies.plan import SweepPlan
 from pfscale.training.evaluate import evaluate_bundle
 
@@ -21,7 +21,7 @@ def references_on_test(plan: SweepPlan) -> dict[str, dict[str, tuple[float, floa
     backbone = next((trial.launch.backbone_folder for trial in plan.trials if trial.launch.backbone_folder is not None), None)
     if test is None or backbone is None:
         return {}
-    index, members = test_sample(test, plan.trials[0].launch.config.data.shards)
+    index, members = measured_sample(test, plan.trials[0].launch.config.data.shards)
     metrics = evaluate_bundle(load_bundle(backbone), index, members, title="").metrics
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for key, prefix in ((RULE_BASED, "rule_based/"), (TRUTH_TARGETS, "truth_targets/")):

@@ -20,8 +20,10 @@ from pfscale.studies.config import load_question
 from pfscale.studies.plan import plan_sweep
 from pfscale.studies.rows import FINISHED, STOPPED, read_rows
 from pfscale.studies.sweep import SweepResult, run_sweep
-from pfscale.training.pretrain import PretrainConfig
-from training_runs import Shards, config
+from pfscale.training.config import DataConfig, GuardConfig, OptimisationConfig, TorchEngineConfig
+from pfscale.training.finetune import FinetuneConfig
+from pfscale.training.pretrain import PretrainConfig, pretrain
+from training_runs import Shards, config, elsewhere
 
 GRID = {"optimisation.learning_rate": {"grid_search": [1e-3, 3e-3]}, "seed": {"grid_search": [1, 2]}}
 
@@ -62,6 +64,29 @@ def test_a_grid_runs_once_below_one_run(make_shards: Shards, run_config: RunConf
     assert again.rows == result.rows
     assert again.folder == result.folder
     assert len(client.search_runs([experiment.experiment_id])) == 5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_ladder_is_measured_on_events_of_its_own(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a ladder without one of its ways, measured on what was learned from, or without its figures and references."""
+    backbone = pretrain(elsewhere(config(make_shards(), run_config), tmp_path / "backbone")).checkpoint
+    few = OptimisationConfig(num_steps=16, learning_rate=3e-3, evaluate_every=8)
+    data = DataConfig(shards=str(make_shards(200, seed=2, detector="cld", smear=0.1)), tokens_per_step=512)
+    never = GuardConfig(spike_factor=0)
+    base = FinetuneConfig(
+        backbone=str(backbone), engine=TorchEngineConfig(), optimisation=few, data=data, guard=never, physics_events=0, run=run_config
+    )
+    space = [{"mode": "zero-shot"}, {"mode": {"grid_search": ["full", "scratch"]}, "data.num_events": {"grid_search": [40, 120]}}]
+    test = {"shards": str(make_shards(80, seed=3, detector="cld", smear=0.1)), "split": "all"}
+    metric = "test/jet_response_iqr_over_median"
+    result = swept(written(tmp_path, base, verb="finetune", space=space, test=test, metric=metric, answer="transfer"))
+    assert len(result.rows) == 5
+    assert all(metric in row.metrics and len(row.replicas[metric]) == 200 for row in result.rows)
+    assert any(name.startswith("test/efficiency_") for name in result.rows[0].metrics)
+    assert {"ladder_validation_loss", "ladder_jet_response_iqr_over_median", "ladder_met_resolution"} <= set(result.figures)
+    _, numbers = result.figures["ladder_jet_response_iqr_over_median"]
+    assert {"zero-shot", "full", "scratch", "truth targets"} <= set(numbers)
+    assert any("times fewer cld events" in sentence for sentence in result.answer)
 
 
 @pytest.mark.usefixtures("cluster")

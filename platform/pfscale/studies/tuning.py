@@ -120,14 +120,16 @@ def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]
     scheduler = None if trial_plan.group else _scheduler(plan, trial_plan)
     resources = {"CPU": float(max(1, run.threads_per_worker)) if run.num_workers == 0 else 0.01}
     trainable = tune.with_resources(tune.with_parameters(Trial, plan=trial_plan), resources)
-    if (adapts or scheduler is not None) and tune.Tuner.can_restore(str(place)):
+    learns = adapts or scheduler is not None
+    if learns and tune.Tuner.can_restore(str(place)):
         return tune.Tuner.restore(str(place), trainable, resume_unfinished=True, resume_errored=True)
     return tune.Tuner(
         trainable,
         param_space=tune_space(sweep.space[0]) if adapts else {DRAW: tune.grid_search([draw.values for draw in todo])},
         tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode=sweep.mode,
+            # Tune wants a metric that it knows in every report, also where nobody looks at it on the way
+            metric=sweep.metric if learns else None,
+            mode=sweep.mode if learns else None,
             search_alg=OptunaSearch(seed=sweep.search_seed) if adapts else None,
             scheduler=scheduler,
             num_samples=num_left if adapts else 1,

@@ -61,7 +61,8 @@ def test_draws_that_come_twice_are_one() -> None:
 
 
 def test_seeds_are_added_where_a_draw_has_none() -> None:
-    """Catches `repeat` that overwrites the seeds of the space."""
+    """Catches `repeat` that overwrites the seeds of the space, and a winner's second seed that is its first again."""
+    assert [d.values["seed"] for d in repeated(Draw((("mode", "full"),)), first_seed=2, count=1)] == [2]
     assert [d.values["seed"] for d in repeated(Draw((("mode", "full"),)), first_seed=4, count=3)] == [4, 5, 6]
     assert repeated(Draw((("seed", 9),)), first_seed=1, count=3) == [Draw((("seed", 9),))]
 

@@ -18,9 +18,8 @@ from pfscale.studies.measure import PREFIX
 from pfscale.studies.multiplier import LEVEL, Multiplier, curve_of, data_multiplier, multiplier_curve
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.references import references_on_test
-from pfscale.studies.rows import FINISHED, Row
+from pfscale.studies.rows import CONTROL, FINISHED, Row, ranked
 
-CONTROL, WINNER = "control", "winner"
 _LADDER = {  # metric of the trials -> (what it is, unit, name in sentences)
     "validation_loss": ("validation loss", "", "validation loss"),
     f"{PREFIX}jet_response_iqr_over_median": ("jet response IQR / median", "", "jet resolution"),
@@ -45,10 +44,11 @@ class Answer:
 
 def best_setting(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     """The best trial, in words."""
-    finished = [row for row in _by_metric(plan, rows) if row.status == FINISHED]
+    metric = plan.question.sweep.metric
+    finished = [row for row in ranked(rows, plan.question.sweep) if row.status == FINISHED and metric in row.metrics]
     if not finished:
         return Answer(("no trial finished",))
-    best, metric = finished[0], plan.question.sweep.metric
+    best = finished[0]
     settings = ", ".join(f"{key}={best[key]}" for key in plan.varied)
     sentence = f"best of {len(finished)} finished trials: {metric} {best.metrics[metric]:.4g} with {settings}"
     return Answer((sentence,), {"best": best.settings})
@@ -90,7 +90,7 @@ def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     figures = {"search": search_progress(curves, metric=sweep.metric, lower_is_better=sweep.mode == "min")}
     sentences, numbers = list(first.sentences), dict(first.numbers)
     numbers["best_so_far"] = {label: [asdict(step) for step in steps] for label, steps in curves.items()}
-    control = [row for row in _by_metric(plan, rows) if row.group == CONTROL and row.status == FINISHED]
+    control = [row for row in ranked(rows, sweep) if row.group == CONTROL and row.status == FINISHED]
     if control:
         elements = {group: sum(row.elements for row in rows if row.group == group) for group in ("", CONTROL)}
         sentences.append(
@@ -102,13 +102,6 @@ def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
 
 
 ANSWERS: dict[str, Callable[[SweepPlan, Sequence[Row]], Answer]] = {"table": best_setting, "transfer": transfer, "search": search}
-
-
-def _by_metric(plan: SweepPlan, rows: Sequence[Row]) -> list[Row]:
-    """Best first."""
-    sweep = plan.question.sweep
-    sign = 1.0 if sweep.mode == "min" else -1.0
-    return sorted(rows, key=lambda row: sign * row.metrics.get(sweep.metric, math.inf * sign))
 
 
 def _multipliers(rows: Sequence[Row], metric: str) -> tuple[Multiplier, list[Multiplier]] | None:

@@ -211,7 +211,7 @@ def draws(sweep: SweepConfig) -> list[Draw]:
 
 def repeated(draw: Draw, *, first_seed: int, count: int) -> list[Draw]:
     """The draw with `count` seeds, where it has none of its own."""
-    if count == 1 or "seed" in draw.values:
+    if "seed" in draw.values:
         return [draw]
     return [Draw((*draw.settings, ("seed", first_seed + number))) for number in range(count)]
 

@@ -1,6 +1,6 @@
 """Whether a setting does anything: the first two steps of a training, on a few events, as one digest.
 
-In other sweeps a searched key has been a no-op for months. Here two values of every searched key must give other trainings, by what is
+A searched key that does nothing costs a sweep and teaches nothing. Two values of every searched key must give other trainings, by what is
 built and done, not by what is written down: the plan of the data, the schedule, the weights after two steps, what is kept of them.
 """
 

@@ -114,7 +114,7 @@ def plan_sweep(question: Question) -> SweepPlan:
     found = draws(sweep)
     _require_valid(question, found)
     first_seed = int(getattr(question.config(found[0]), "seed", 1))
-    wanted = [draw for one in found for draw in repeated(one, first_seed=first_seed, count=sweep.repeat)]
+    wanted = [draw for one in found for draw in repeated(one, first_seed=first_seed, count=sweep.repeat)] if sweep.repeat > 1 else found
     launches = [find_verb(sweep.verb).launch(question.config(draw)) for draw in wanted]
     _require_metric(question, [launch for launch, _ in launches])
     _require_fair(question, wanted)

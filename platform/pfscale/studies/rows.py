@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pfscale.studies.config import Draw
+from pfscale.studies.config import Draw, SweepConfig
 from pfscale.tracking.runs import jsonable
 
 FINISHED: Final = "finished"
 STOPPED: Final = "stopped"
 DIVERGED: Final = "diverged"
+CONTROL: Final = "control"  # groups of trials beside the sweep's own
+WINNER: Final = "winner"
 Status = Literal["finished", "stopped", "diverged"]
 
 
@@ -59,6 +62,17 @@ class Row:
     def __getitem__(self, key: str) -> Any:
         """A setting, None where it is the base's."""
         return self.settings.get(key)
+
+
+def ranked(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
+    """Finished rows, best first; then those without the metric, and the others."""
+    sign = 1.0 if sweep.mode == "min" else -1.0
+
+    def order(row: Row) -> tuple[bool, float]:
+        value = row.metrics.get(sweep.metric, math.nan)
+        return row.status != FINISHED, sign * value if math.isfinite(value) else math.inf
+
+    return sorted(rows, key=order)
 
 
 def key_of(settings: Mapping[str, Any], group: str = "") -> str:

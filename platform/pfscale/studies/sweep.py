@@ -22,14 +22,13 @@ from pfscale.studies.answers import ANSWERS
 from pfscale.studies.config import Draw, draws, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.plan import SweepPlan, concurrency_of
-from pfscale.studies.rows import DIVERGED, FINISHED, Row, read_rows
+from pfscale.studies.rows import CONTROL, DIVERGED, FINISHED, STOPPED, WINNER, Row, ranked, read_rows
 from pfscale.studies.tuning import run_arm
 from pfscale.tracking.runs import RunLogger, ended, jsonable
 from pfscale.training.storage import claimed, storage_folder
 
 _log = logging.getLogger(__name__)
 BEST_CONFIG = "best.yaml"
-CONTROL, WINNER = "control", "winner"  # groups of trials beside the sweep's own
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class SweepResult:
         table = Table(
             *[key.rpartition(".")[2] for key in keys], sweep.metric, "status", "elements", "s", title=sweep.question, title_justify="left"
         )
-        for row in ranked(self.rows, self.plan):
+        for row in ranked(self.rows, sweep):
             value = row.metrics.get(sweep.metric, math.nan)
             cells = [_shown(row[key]) for key in keys]
             status = f"{row.status} at step {row.last_step}" if row.status != FINISHED else row.group or row.status
@@ -77,7 +76,7 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
 
     Raises:
         TrainingError: trials failed more often than `max_failures` allows; what is complete is kept.
-        StoppedError: Ctrl-C or SIGTERM; the same command goes on.
+        StoppedError: SIGTERM; KeyboardInterrupt: Ctrl-C; the same command goes on.
         ResourceError: the sweep is in progress in another process, or the cluster has no room for one trial.
     """
     begin = time.monotonic()
@@ -102,22 +101,10 @@ def best_of(rows: Sequence[Row], plan: SweepPlan) -> Row:
     Raises:
         TrainingError: none has finished.
     """
-    finished = [row for row in ranked(rows, plan) if row.status == FINISHED]
+    finished = [row for row in ranked(rows, plan.question.sweep) if row.status == FINISHED]
     if not finished:
         raise TrainingError("no trial finished: every one diverged or was stopped", where=plan.name)
     return finished[0]
-
-
-def ranked(rows: Sequence[Row], plan: SweepPlan) -> list[Row]:
-    """Finished rows, best first; then the others."""
-    sweep = plan.question.sweep
-    sign = 1.0 if sweep.mode == "min" else -1.0
-
-    def order(row: Row) -> tuple[bool, float]:
-        value = row.metrics.get(sweep.metric, math.nan)
-        return row.status != FINISHED, sign * value if math.isfinite(value) else math.inf
-
-    return sorted(rows, key=order)
 
 
 def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
@@ -131,14 +118,18 @@ def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
     if sweep.control:
         run_arm(plan, folder, parent_run, _control_draws(plan, read_rows(folder)), group=CONTROL)
     if sweep.winners:
-        own = [row for row in ranked(read_rows(folder), plan) if row.status == FINISHED and row.group != WINNER]
+        own = [row for row in ranked(read_rows(folder), sweep) if row.status == FINISHED and row.group != WINNER]
         first = int(plan.trials[0].launch.config.seed)
         repeats = [
             again
             for row in own[: sweep.winners]
-            for again in repeated(Draw(tuple(row.settings.items())), first_seed=first + 1, count=sweep.winner_seeds - 1)
+            for again in repeated(_without_seed(row), first_seed=int(row["seed"] or first) + 1, count=sweep.winner_seeds - 1)
         ]
         run_arm(plan, folder, parent_run, repeats, group=WINNER)
+
+
+def _without_seed(row: Row) -> Draw:
+    return Draw(tuple((key, value) for key, value in row.settings.items() if key != "seed"))
 
 
 def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
@@ -177,7 +168,7 @@ def _log_result(result: SweepResult, logger: RunLogger) -> None:
         logger.log_figure(figure, f"figures/{name}.png")
         logger.log_json(numbers, f"figures/{name}.json")
     metric = result.plan.question.sweep.metric
-    counts = {status: sum(row.status == status for row in result.rows) for status in (FINISHED, "stopped", DIVERGED)}
+    counts = {status: sum(row.status == status for row in result.rows) for status in (FINISHED, STOPPED, DIVERGED)}
     logger.log_metrics({f"trials_{status}": float(count) for status, count in counts.items()}, step=0)
     if metric in result.best.metrics:
         logger.log_metrics({f"best_{metric}": result.best.metrics[metric]}, step=0)

@@ -86,7 +86,11 @@ class NotBetterError(PfscaleError):
 
 
 class TrainingError(PfscaleError):
-    """A training that stopped itself: a loss that is not finite, a checkpoint that does not fit."""
+    """A training that stopped itself: an event that no model can take, a checkpoint that does not fit, or one of the next."""
+
+
+class DivergedError(TrainingError):
+    """A loss or gradient that is not finite, or a loss that jumps: with these settings, on these data, it would come again."""
 
 
 class StoppedError(PfscaleError):

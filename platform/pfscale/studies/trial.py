@@ -21,7 +21,7 @@ import torch
 from ray import tune
 
 from pfscale.config import Config
-from pfscale.errors import StoppedError, TrainingError
+from pfscale.errors import DivergedError, StoppedError
 from pfscale.studies.config import Draw, Question
 from pfscale.studies.measure import measure_on_test
 from pfscale.studies.rows import DIVERGED, FINISHED, STOPPED, Row, Status, write_row
@@ -142,7 +142,7 @@ class Trial(tune.Trainable):
         sweep = self.plan.question.sweep
         try:
             run = training.result()
-        except TrainingError:  # such settings do not work: a result, not a failure of the sweep
+        except DivergedError:  # such settings do not work: a result, not a failure of the sweep
             training.has_ended = True
             row = self._write(DIVERGED)
             worst = _WORST if sweep.mode == "min" else -_WORST

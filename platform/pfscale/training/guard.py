@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pfscale.config import dump_yaml
-from pfscale.errors import PfscaleError, ResourceError, TrainingError
+from pfscale.errors import DivergedError, PfscaleError, ResourceError
 from pfscale.training.batches import Step
 from pfscale.training.config import GuardConfig, TrainingConfig, loggable
 
@@ -52,7 +52,7 @@ class Guard:
         """The loss terms per element over all workers, the same on each, of step `number`.
 
         Raises:
-            TrainingError: it is not finite, or jumps.
+            DivergedError: it is not finite, or jumps.
         """
         loss = math.fsum(terms.values())
         if not math.isfinite(loss):
@@ -67,7 +67,7 @@ class Guard:
         """The gradient's norm, the same on every worker.
 
         Raises:
-            TrainingError: it is not finite.
+            DivergedError: it is not finite.
         """
         if not math.isfinite(norm):
             self._stop(f"the gradient is not finite at step {number}", _LOWER_RATE, number, step, {"gradient_norm": norm})
@@ -79,7 +79,7 @@ class Guard:
             step: the first validation events for which it is not; None: for all of them together.
 
         Raises:
-            TrainingError: always.
+            DivergedError: always.
         """
         step = step or Step((), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
         self._stop(f"the validation loss is not finite at step {number}", _LOWER_RATE, number, step, {"terms": terms})
@@ -96,7 +96,7 @@ class Guard:
         named = ", ".join(f"uid:{u}" for u in step.uid[:_EVENTS_NAMED])
         more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
         hint = f"see which events did it: python -m pfscale.training.replay {folder}; {advice}"
-        raise TrainingError(what, where=f"events {named}{more}", hint=hint)
+        raise DivergedError(what, where=f"events {named}{more}", hint=hint)
 
 
 def is_spike(loss: float, recent: deque[float], config: GuardConfig) -> bool:

@@ -62,7 +62,7 @@ def run_loop(inputs: LoopInputs, session: Session) -> None:
     """Trains to the config's last step, or until it is asked to stop, resuming from the session's last checkpoint.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, or a loss that jumps; names the events of the batch.
+        DivergedError: a loss or gradient that is not finite, or a loss that jumps; names the events of the batch.
         ResourceError: a step that does not fit into memory.
         ShardError, NotEnoughDataError: as the readers.
     """

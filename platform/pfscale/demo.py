@@ -144,7 +144,7 @@ def _make_data(output: Path, size: DemoSize, stages: _Stages) -> dict[str, Path]
 
 
 def _learn(output: Path, size: DemoSize, shards: dict[str, Path], run: RunConfig, stages: _Stages) -> DemoResult:
-    from pfscale.training.downstream import DownstreamConfig, downstream
+    from pfscale.training.downstream import DownstreamConfig, HeadDataConfig, downstream
     from pfscale.training.reconstruct import reconstruct
 
     with stages.stage("pre-train on CLIC (Ray Train, DeepSpeed ZeRO-1)"):
@@ -163,7 +163,7 @@ def _learn(output: Path, size: DemoSize, shards: dict[str, Path], run: RunConfig
             is_best = (mode, num_events) == ("full", size.large)
             transfers[mode, num_events] = _transfer(shards["cld"], run, mode, num_events, num_steps=size.transfer_steps, register=is_best)
     with stages.stage("missing momentum: one linear layer on latents"):
-        head = downstream(DownstreamConfig(shards=str(shards["cld"]), run=run))
+        head = downstream(DownstreamConfig(data=HeadDataConfig(shards=str(shards["cld"])), arm="latents-linear", run=run))
     num_candidates = None
     event = real_event()
     if event is not None:
@@ -273,8 +273,8 @@ def _show(result: DemoResult, console: Console) -> None:
     console.print(table)
     head = result.missing_momentum.metrics
     numbers = ", ".join(
-        f"{label} {head[f'{key}/met_resolution']:.2f} ± {head[f'{key}/met_resolution_error']:.2f}"
-        for key, label in (("plain_sum", "plain sum"), ("latents_linear", "linear layer on latents"), ("truth_targets", "truth targets"))
+        f"{label} {head[f'test/{key}met_resolution']:.2f} ± {head[f'test/{key}met_resolution_error']:.2f}"
+        for key, label in (("baseline/", "plain sum"), ("", "linear layer on latents"))
     )
     lines = [f"missing-momentum head on CLD test events, σ in GeV: {numbers}"]
     if result.num_candidates is not None:

@@ -17,7 +17,7 @@ from pfscale.config import RunConfig
 from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, ShardError, TrainingError
 from pfscale.models.bundle import load_bundle
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
-from pfscale.training.downstream import DownstreamConfig, downstream, load_head
+from pfscale.training.downstream import DownstreamConfig, HeadDataConfig, downstream, load_head
 from pfscale.training.finetune import FinetuneConfig, finetune
 from pfscale.training.pretrain import pretrain
 from pfscale.training.run import Run
@@ -205,18 +205,20 @@ def test_a_linear_layer_on_latents_is_not_worse_than_the_plain_sum(make_shards: 
     """Catches latents attached to the wrong candidates: the layer could then only add noise to a sum that it starts from."""
     shards = make_shards(600)
     pretrain(config(shards, run_config, num_steps=80))
-    run = downstream(DownstreamConfig(backbone="mlpf-clic@candidate", shards=str(shards), run=run_config))
+    wanted = DownstreamConfig(backbone="mlpf-clic@candidate", arm="latents-linear", data=HeadDataConfig(shards=str(shards)), run=run_config)
+    run = downstream(wanted)
     assert run.model is not None
     assert run.model.name == "missing-momentum-clic"
-    assert run.metrics["truth_targets/met_resolution"] < 1e-3
-    linear, plain, error = (
-        run.metrics[k] for k in ("latents_linear/met_resolution", "plain_sum/met_resolution", "plain_sum/met_resolution_error")
-    )
+    names = ("test/met_resolution", "test/baseline/met_resolution", "test/baseline/met_resolution_error")
+    linear, plain, error = (run.metrics[name] for name in names)
     assert linear < plain + 2 * error
+    assert run.metrics["num_parameters"] == MODEL.width + 1
     assert run.checkpoint is not None
-    assert load_head(run.checkpoint).weight.shape == (1, MODEL.width + 1)
+    assert load_head(run.checkpoint).card["parent"] == "models:/mlpf-clic/1"
+    assert downstream(wanted).resumed
+    elsewhere_made = wanted.model_copy(update={"data": HeadDataConfig(shards=str(make_shards(detector="cld")))})
     with pytest.raises(ShardError, match="trained on clic"):
-        downstream(DownstreamConfig(backbone="mlpf-clic@candidate", shards=str(make_shards(detector="cld")), run=run_config))
+        downstream(elsewhere_made)
 
 
 def test_mistakes_are_found_before_anything_starts(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:

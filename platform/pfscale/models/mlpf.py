@@ -181,14 +181,26 @@ class Mlpf(nn.Module):
             ConfigError: the model has fewer layers than asked for.
         """
         config = config or LatentConfig()
-        if not -1 <= config.layer <= len(self.encoder.blocks):
-            count = len(self.encoder.blocks)
-            raise ConfigError(f"latents after layer {config.layer} of a model with {count}", hint=f"choose one of -1 to {count}")
+        self.require_layer(config)
         latents_TW = self.encoder(batch, None if config.layer == -1 else config.layer)
         if config.part == "encoder":
             return latents_TW
         heads = [head for name, head in self.heads.items() if name in _LATENT_HEADS[config.part] and isinstance(head, nn.Sequential)]
         return torch.cat([head[:-1](latents_TW) for head in heads], -1)
+
+    def require_layer(self, config: LatentConfig) -> None:
+        """Checks that the model has the layer whose latents are meant.
+
+        Raises:
+            ConfigError: it has fewer.
+        """
+        count = len(self.encoder.blocks)
+        if not -1 <= config.layer <= count:
+            raise ConfigError(f"latents after layer {config.layer} of a model with {count}", hint=f"choose one of -1 to {count}")
+
+    def latent_width(self, config: LatentConfig) -> int:
+        """Width of the latents that `encode` gives."""
+        return self.config.width * (2 if config.part == "concatenation" else 1)
 
     def forward(self, batch: Batch) -> MlpfOutputs:
         latents_TW = self.encoder(batch)

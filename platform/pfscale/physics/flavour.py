@@ -22,8 +22,12 @@ FLAVOURS = (B_HADRON, D_HADRON, TAU, int(pid.s), int(pid.u), int(pid.d), int(pid
 _HARD_PARTONS = tuple(int(p) for p in (pid.d, pid.u, pid.s, pid.c, pid.b, pid.g))
 _LIGHT_LEPTONS = (int(pid.e_minus), int(pid.mu_minus))
 
+_LONG_LIVED = tuple(int(p) for p in (pid.K_S_0, pid.Lambda, pid.Sigma_plus, pid.Sigma_minus, pid.Xi_minus, pid.Xi_0, pid.Omega_minus))
+_MAX_COPIES = 32  # of a W boson above a parton, each the other's daughter
+TOP, W_BOSON = int(pid.t), int(pid.W_plus)
+
 # bits of a PDG code's kind
-_IS_B_HADRON, _IS_D_HADRON, _IS_TAU, _IS_LIGHT_LEPTON, _IS_HARD_PARTON, _IS_COLOURED = 1, 2, 4, 8, 16, 32
+IS_B_HADRON, IS_D_HADRON, IS_TAU, _IS_LIGHT_LEPTON, _IS_HARD_PARTON, _IS_COLOURED, IS_LONG_LIVED = 1, 2, 4, 8, 16, 32, 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class FlavourSources:
 
     `event` int64; `px, py, pz, energy` in GeV, float64; `flavour` int8: 5 (B hadron or b), 4, 15, 3, 2, 1, 21;
     `is_ghost` bool: hadrons and hadronic taus, to be clustered as ghosts; the others are hard partons.
+    `top_role` int8, of hard partons: 1 the quark straight from a top, 2 a quark of its W boson; -1, -2 of an antitop; else 0.
     """
 
     event: NDArray[np.int64]
@@ -41,6 +46,7 @@ class FlavourSources:
     energy: Floats
     flavour: NDArray[np.int8]
     is_ghost: NDArray[np.bool_]
+    top_role: NDArray[np.int8]
 
     def __len__(self) -> int:
         return len(self.event)
@@ -74,7 +80,7 @@ def flavour_sources(
         parent_index, daughter_index: rows of the same flat arrays; negative: the relation points nowhere.
     """
     pdg_N = np.asarray(pdg, np.int64)
-    kind_N = _kinds(pdg_N)
+    kind_N = particle_kinds(pdg_N)
     from_generator_N = np.asarray(generator_status) != 0
     daughters = (np.asarray(daughter_offsets, np.int64), np.asarray(daughter_index, np.int64))
     parents = (np.asarray(parent_offsets, np.int64), np.asarray(parent_index, np.int64))
@@ -82,10 +88,10 @@ def flavour_sources(
     def is_kind(bits: int) -> NDArray[np.bool_]:
         return (kind_N & bits) != 0
 
-    is_b = from_generator_N & is_kind(_IS_B_HADRON) & ~_any_related(is_kind(_IS_B_HADRON), *daughters)
-    is_d = from_generator_N & is_kind(_IS_D_HADRON) & ~_any_related(is_kind(_IS_D_HADRON), *daughters)
+    is_b = from_generator_N & is_kind(IS_B_HADRON) & ~_any_related(is_kind(IS_B_HADRON), *daughters)
+    is_d = from_generator_N & is_kind(IS_D_HADRON) & ~_any_related(is_kind(IS_D_HADRON), *daughters)
     has_daughters = np.diff(daughters[0]) > 0
-    is_tau = from_generator_N & is_kind(_IS_TAU) & has_daughters & ~_any_related(is_kind(_IS_TAU | _IS_LIGHT_LEPTON), *daughters)
+    is_tau = from_generator_N & is_kind(IS_TAU) & has_daughters & ~_any_related(is_kind(IS_TAU | _IS_LIGHT_LEPTON), *daughters)
     is_parton = is_kind(_IS_HARD_PARTON) & ~_any_related(is_kind(_IS_COLOURED), *parents)
 
     # A hadron with both flavours (B_c) counts as b; `select` takes the first that holds.
@@ -99,11 +105,31 @@ def flavour_sources(
         energy=np.asarray(energy, np.float64)[rows],
         flavour=flavour_N[rows].astype(np.int8),
         is_ghost=(is_b | is_d | is_tau)[rows],
+        top_role=np.where((is_parton & (flavour_N > 0))[rows], _top_roles(pdg_N, *parents, rows), 0).astype(np.int8),
     )
 
 
-def _kinds(pdg_N: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The `_IS_*` bits of every PDG code; `particle` is asked once per distinct code."""
+def _top_roles(
+    pdg_N: NDArray[np.int64], offsets: NDArray[np.int64], index: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """1 where a parent of the particle is a top, 2 where it is a W boson whose ancestry of W bosons begins at one; negative: an antitop."""
+    first = np.full(len(pdg_N), -1, np.int64)  # the first parent that there is
+    child = np.repeat(np.arange(len(pdg_N)), np.diff(offsets))[::-1]
+    known = index[::-1] >= 0
+    first[child[known]] = index[::-1][known]
+    above = np.where(first[rows] >= 0, first[rows], rows)
+    is_of_w = np.abs(pdg_N[above]) == W_BOSON
+    for _ in range(_MAX_COPIES):
+        is_w = (np.abs(pdg_N[above]) == W_BOSON) & (first[above] >= 0)
+        if not is_w.any():
+            break
+        above = np.where(is_w, first[above], above)
+    is_of_top = (np.abs(pdg_N[above]) == TOP) & (above != rows)
+    return np.where(is_of_top, np.sign(pdg_N[above]) * np.where(is_of_w, 2, 1), 0)
+
+
+def particle_kinds(pdg_N: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The `IS_*` bits of every PDG code; `particle` is asked once per distinct code."""
     codes, inverse = np.unique(pdg_N, return_inverse=True)
     return np.array([_kind(int(code)) for code in codes], np.uint8)[inverse] if len(codes) else np.zeros(0, np.uint8)
 
@@ -114,9 +140,10 @@ def _kind(code: int) -> int:
     magnitude = abs(code)
     bits = 0
     if pdgid.is_hadron and not _is_quarkonium(pdgid):
-        bits |= _IS_B_HADRON if pdgid.has_bottom else 0
-        bits |= _IS_D_HADRON if pdgid.has_charm else 0
-    bits |= _IS_TAU if magnitude == TAU else 0
+        bits |= IS_B_HADRON if pdgid.has_bottom else 0
+        bits |= IS_D_HADRON if pdgid.has_charm else 0
+    bits |= IS_TAU if magnitude == TAU else 0
+    bits |= IS_LONG_LIVED if magnitude in map(abs, _LONG_LIVED) else 0
     bits |= _IS_LIGHT_LEPTON if magnitude in _LIGHT_LEPTONS else 0
     bits |= _IS_HARD_PARTON if magnitude in _HARD_PARTONS else 0
     bits |= _IS_COLOURED if _is_coloured(pdgid) else 0

@@ -1,6 +1,7 @@
-"""Missing momentum from candidates and their latents with one linear layer (the linear arm of arXiv:2606.14373).
+"""Missing transverse momentum: a weight for every candidate, or the two components directly.
 
-Shape letters: E events, K latent width.
+With weights, missing momentum is minus the sum of (1 + w_i) p_i, as in DeepMET (CMS, arXiv:2509.12012); a network that says nothing gives
+the plain sum. Shape letters: B events, N candidates.
 """
 
 from __future__ import annotations
@@ -12,89 +13,85 @@ import torch
 import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfscale.config import Config
-from pfscale.tasks.reconstruction import Candidates
+from pfscale.errors import NotEnoughDataError
+from pfscale.models.sets import SetOutputs
+from pfscale.physics.bootstrap import Estimate, EventBootstrap
+from pfscale.physics.met import evaluate_met, missing_momentum
+from pfscale.shards.objects import EventObjects
+from pfscale.tasks.sets import Examples, TargetBatch, event_examples
+
+_DIRECT_SCALE = 10.0  # GeV: outputs of order one are of this many GeV
+_WEIGHT_SCALE = 0.1
 
 
 class MissingMomentumConfig(Config):
-    """The head and its loss."""
+    """Form of the output, and its loss."""
 
-    output: Literal["weights", "direct"] = Field(
-        "weights", description="weights: minus the sum of w_i p_i with w_i = 1 + linear(latent_i); direct: linear(pooled latents)"
-    )
-    pooling: Literal["sum", "mean", "pt"] = Field("pt", description="pooling of the latents for output: direct")
-    l2: float = Field(1e-3, ge=0, description="penalty on the squared weights of the layer")
+    kind: Literal["missing_momentum"] = "missing_momentum"
+    output: Literal["weights", "direct"] = Field("weights", description="weights: minus the sum of (1 + w_i) p_i; direct: px and py")
     huber_delta: float = Field(10.0, gt=0, description="GeV; residuals beyond this count linearly")
-    max_iterations: int = Field(200, ge=1, description="L-BFGS iterations over the whole training set")
 
 
-class LinearMissingMomentum(nn.Module):
-    """One linear layer. Input: pooled features of `pooled_features`, (E, 2, K + 1); output (px, py) in GeV, (E, 2)."""
+class MissingMomentum:
+    """See `pfscale.tasks.sets.DownstreamTask`. Predictions: (B, 2) missing (px, py) in GeV."""
 
-    def __init__(self, config: MissingMomentumConfig, num_latents: int) -> None:
-        super().__init__()
+    terms: tuple[str, ...] = ("momentum",)
+
+    def __init__(self, config: MissingMomentumConfig) -> None:
         self.config = config
-        components = 1 if config.output == "weights" else 2  # one weight serves both components of a momentum
-        self.weight = nn.Parameter(torch.zeros(components, num_latents + 1))
-        self.register_buffer("scale", torch.ones(2, num_latents + 1))
-        self.scale: Tensor
+        self.of_set, self.of_constituent = (0, 1) if config.output == "weights" else (2, 0)
 
-    def forward(self, features_E2K: Tensor, plain_E2: Tensor) -> Tensor:
-        linear = ((features_E2K / self.scale) * self.weight).sum(-1)
-        return plain_E2 + linear if self.config.output == "weights" else linear
+    @classmethod
+    def fitted(cls, config: MissingMomentumConfig, objects: EventObjects) -> MissingMomentum:
+        """The task.
 
+        Raises:
+            NotEnoughDataError: there are no events.
+        """
+        if not objects.num_events:
+            raise NotEnoughDataError("no events to learn missing momentum from")
+        return cls(config)
 
-def pooled_features(
-    candidates: Candidates, latents: NDArray[np.float32], *, num_events: int, config: MissingMomentumConfig
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(features, plain): what the layer is linear in, (E, 2, K + 1), and minus the plain sum of the candidates in GeV, (E, 2).
+    def examples(self, objects: EventObjects) -> Examples:
+        """All events with a finite true missing momentum."""
+        target = np.stack([objects.gen_met["px"], objects.gen_met["py"]], 1).astype(np.float32)
+        events = np.flatnonzero(np.isfinite(target).all(1))
+        return event_examples(objects, events, {"met": target[events]}, of="candidates")
 
-    Pooling before the layer is exact because the layer is linear. `latents`: (k, K), one row per candidate.
-    """
-    width = latents.shape[1] + 1
-    inputs = np.concatenate([latents, np.ones((len(latents), 1))], 1)
-    features, plain = np.zeros((num_events, 2, width)), np.zeros((num_events, 2))
-    for axis, momentum in enumerate((candidates.px.astype(np.float64), candidates.py.astype(np.float64))):
-        np.add.at(plain[:, axis], candidates.event, -momentum)
-        if config.output == "weights":
-            np.add.at(features[:, axis], candidates.event, -momentum[:, None] * inputs)
-    if config.output == "direct":
-        pt = np.hypot(candidates.px, candidates.py).astype(np.float64)
-        weight = pt if config.pooling == "pt" else np.ones_like(pt)
-        pooled, total = np.zeros((num_events, width)), np.zeros(num_events)
-        np.add.at(pooled, candidates.event, weight[:, None] * inputs)
-        np.add.at(total, candidates.event, weight)
-        if config.pooling == "mean":
-            pooled /= np.maximum(total, 1)[:, None]
-        features[:] = pooled[:, None, :]
-        features[:, :, -1] = 1.0
-    return features, plain
+    def loss(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
+        delta = self.config.huber_delta
+        return nnf.huber_loss(self.predict(outputs, targets) / delta, targets.of_set["met"] / delta, reduction="sum")[None]
 
+    def predict(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
+        if self.config.output == "direct":
+            return outputs.of_set_BO * _DIRECT_SCALE
+        weights_BN = (1 + _WEIGHT_SCALE * outputs.of_constituent_BNO[..., 0]) * targets.mask_BN
+        return -torch.einsum("bn,bnc->bc", weights_BN, targets.momenta_BN4[..., :2])
 
-def fit(
-    config: MissingMomentumConfig, features: NDArray[np.float64], plain: NDArray[np.float64], target: NDArray[np.float64], *, seed: int
-) -> LinearMissingMomentum:
-    """The fitted layer: Huber loss on both components, L2 penalty, L-BFGS on all events at once (E, 2, K + 1), (E, 2), (E, 2)."""
-    torch.manual_seed(seed)
-    model = LinearMissingMomentum(config, features.shape[-1] - 1).double()
-    x, base, y = (torch.from_numpy(np.asarray(a, np.float64)) for a in (features, plain, target))
-    spread = x.square().mean((0, 1)).sqrt() if config.output == "weights" else x.square().mean(0).sqrt()
-    model.scale.copy_(torch.where(spread > 1e-9, spread, torch.ones_like(spread)).expand_as(model.scale))
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=config.max_iterations, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+    def metrics(
+        self, predictions: NDArray[np.float32], examples: Examples, objects: EventObjects, bootstrap: EventBootstrap
+    ) -> dict[str, Estimate]:
+        """Resolution and response, and those of the plain sum of candidates (`baseline`)."""
+        events = examples.event
+        plain = missing_momentum(
+            objects.event_of_candidate, objects.candidate["px"], objects.candidate["py"], num_events=objects.num_events
+        )
+        true = (objects.gen_met["px"][events], objects.gen_met["py"][events])
+        # one entry per example: replicas of all events, taken at theirs
+        sampled = EventBootstrap(bootstrap.counts[:, events])
+        found: dict[str, Estimate] = {}
+        for prefix, (px, py) in (("", predictions.T), ("baseline/", (plain[0][events], plain[1][events]))):
+            metrics = evaluate_met(px, py, *true, sampled)
+            found |= {
+                f"{prefix}met_resolution": metrics.residual.resolution,
+                f"{prefix}met_resolution_parallel": metrics.parallel.resolution,
+                f"{prefix}met_resolution_perpendicular": metrics.perpendicular.resolution,
+                f"{prefix}met_response": metrics.response.median,
+            }
+        return found
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nnf.huber_loss(model(x, base), y, delta=config.huber_delta) + config.l2 * model.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return model.eval()
-
-
-def predict(model: LinearMissingMomentum, features: NDArray[np.float64], plain: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Missing (px, py) in GeV, (E, 2)."""
-    with torch.no_grad():
-        return model(torch.from_numpy(features), torch.from_numpy(plain)).numpy()
+    def headline(self) -> str:
+        return "met_resolution"

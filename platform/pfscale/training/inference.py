@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pfscale.models.batch import collate
-from pfscale.models.mlpf import Mlpf
+from pfscale.models.mlpf import LatentConfig, Mlpf
 from pfscale.shards.dataset import EventIndex, cut_by_tokens, read_events
 from pfscale.shards.ragged import RaggedEvents
 from pfscale.tasks.reconstruction import Candidates, ReconstructionConfig, predict
@@ -23,17 +23,24 @@ class Prediction:
     """Candidates of some events, ordered by event and element, and the latents of all their elements.
 
     Attributes:
-        latents: (n, W) float32 in the order of the events' elements; None where not asked for.
+        latents: (n, K) float32 in the order of the events' elements; None where not asked for.
     """
 
     candidates: Candidates
     latents: NDArray[np.float32] | None
 
 
-def run_model(model: Mlpf, events: RaggedEvents, task: ReconstructionConfig, *, with_latents: bool = False) -> Prediction:
-    """The model's candidates (and latents) for every event; an event's result does not depend on the others."""
+def run_model(
+    model: Mlpf, events: RaggedEvents, task: ReconstructionConfig, *, with_latents: bool = False, config: LatentConfig | None = None
+) -> Prediction:
+    """The model's candidates (and latents) for every event; an event's result does not depend on the others.
+
+    Args:
+        config: which latents; None: those of the last layer.
+    """
+    config = config or LatentConfig()
     parts: list[Candidates] = []
-    latents = np.zeros((len(events.is_track), model.config.width), np.float32) if with_latents else None
+    latents = np.zeros((len(events.is_track), model.latent_width(config)), np.float32) if with_latents else None
     model.eval()
     with torch.no_grad():
         for rows in cut_by_tokens(events.lengths, INFERENCE_TOKENS):
@@ -41,8 +48,19 @@ def run_model(model: Mlpf, events: RaggedEvents, task: ReconstructionConfig, *, 
             outputs = model(batch)
             parts.append(predict(outputs, batch, task))
             if latents is not None:
-                latents[events.offsets[rows[0]] : events.offsets[rows[-1] + 1]] = outputs.latents_TW.numpy()
+                found = outputs.latents_TW if config == LatentConfig() else model.encode(batch, config)
+                latents[events.offsets[rows[0]] : events.offsets[rows[-1] + 1]] = found.numpy()
     return Prediction(_joined(parts), latents)
+
+
+def run_encoder(model: Mlpf, events: RaggedEvents, config: LatentConfig) -> NDArray[np.float32]:
+    """The latents of all elements, (n, K)."""
+    latents = np.zeros((len(events.is_track), model.latent_width(config)), np.float32)
+    model.eval()
+    with torch.no_grad():
+        for rows in cut_by_tokens(events.lengths, INFERENCE_TOKENS):
+            latents[events.offsets[rows[0]] : events.offsets[rows[-1] + 1]] = model.encode(collate(events, rows), config).numpy()
+    return latents
 
 
 def event_chunks(

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from pfscale.training.reconstruction import (
     require_ours,
     warnings_of,
 )
+from pfscale.training.shared_model import SharedModel
 
 WORKERS_IMPORT = ("ray.data", "pfscale.training.find_candidates")
 LOOKED_AT_ONCE = 8  # files of candidates that are there already
@@ -168,7 +168,7 @@ def _found(
         workers = min(workers, len(paths))
         imports = ImportAhead(WORKERS_IMPORT, workers, cpus_each)
         threads = max(1, int(ray.cluster_resources().get("CPU", 1) // workers))
-        shared = _SharedModel(plan.model_hash, ray.put(bundle), threads)
+        shared = SharedModel(plan.model_hash, ray.put(bundle), threads)
         imports.wait()
         task = functools.partial(_find_in_worker, plan=plan, model=shared, address=folder.address)
         # a task per file: it takes seconds, and one that dies with its worker should not take others along
@@ -179,34 +179,7 @@ def _found(
                 progress(outcome.num_events)
 
 
-@dataclass(frozen=True)
-class _SharedModel:
-    """A model in Ray's store, for every worker to fetch once.
-
-    Attributes:
-        threads: of torch, in each worker.
-    """
-
-    model_hash: str
-    reference: Any
-    threads: int
-
-    def bundle(self) -> Bundle:
-        """The model, from this process's memory if it was used here before."""
-        import ray
-        import torch
-
-        if self.model_hash not in _IN_THIS_PROCESS:
-            _IN_THIS_PROCESS.clear()
-            _IN_THIS_PROCESS[self.model_hash] = ray.get(self.reference)
-        torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
-        return _IN_THIS_PROCESS[self.model_hash]
-
-
-_IN_THIS_PROCESS: dict[str, Bundle] = {}
-
-
-def _find_in_worker(path: str, *, plan: Plan, model: _SharedModel, address: str) -> Outcome:
+def _find_in_worker(path: str, *, plan: Plan, model: SharedModel, address: str) -> Outcome:
     return find_candidates(path, plan, model.bundle(), open_folder(address))
 
 

@@ -37,7 +37,10 @@ class Run:
         """Three lines for the terminal (and one per note): what ran, how it ended, where to look."""
         shown = (
             *("validation_loss", "mlpf/jet_response_median", "mlpf/jet_response_iqr_over_median", "mlpf/met_resolution"),
-            *("plain_sum/met_resolution", "latents_linear/met_resolution", "truth_targets/met_resolution"),
+            *("truth_targets/met_resolution", "test/met_resolution", "test/baseline/met_resolution"),
+            *("test/energy_response_iqr_over_median", "test/baseline/energy_response_iqr_over_median"),
+            *("test/auc_b_vs_c", "test/auc_b_vs_ud", "test/auc_c_vs_ud", "test/accuracy"),
+            *("test/event_efficiency", "test/baseline/event_efficiency"),
         )
         figures = ", ".join(self._with_error(name) for name in shown if name in self.metrics)
         model = f"registered as {self.model.uri}" if self.model else "not registered"

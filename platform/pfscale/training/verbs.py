@@ -51,7 +51,7 @@ class Verb:
 VERBS = {
     "pretrain": Verb("pretrain", "PretrainConfig", "pretrain", "pretraining"),
     "finetune": Verb("finetune", "FinetuneConfig", "finetune", "finetuning"),
-    "downstream": Verb("downstream", "DownstreamConfig", "downstream"),
+    "downstream": Verb("downstream", "DownstreamConfig", "downstream", "heading"),
 }
 
 

@@ -20,9 +20,8 @@ from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.models.onnx_model import INPUTS, OnnxModel, OnnxParticles
 from pfscale.shards.dataset import load_index, read_events
-from pfscale.shards.schema import SCHEMA_VERSION
 from pfscale.shards.ragged import NUM_MOMENTUM_FEATURES, RaggedEvents
-from pfscale.shards.schema import CLASSES
+from pfscale.shards.schema import CLASSES, SCHEMA_VERSION
 from pfscale.tasks.reconstruction import ReconstructionConfig, describe, predict
 from pfscale.tracking.attachments import attach_files
 from pfscale.tracking.registry import download, register_model, resolve, weights_digest

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pfscale.config import Config
-from pfscale.models.sets import Attention, SetBatch, SetOutputs, Widths, key_bias
+from pfscale.models.sets import Attention, Output, SetBatch, SetOutputs, Widths, key_bias
 
 # As published: embedding (128, 512, 128), pair embedding (64, 64, 64), 8 blocks, 2 class blocks, 8 heads, dropout in the blocks.
 PUBLISHED = {"width": 128, "num_layers": 8, "num_class_layers": 2, "num_heads": 8, "pair_width": 64, "num_pair_layers": 3, "dropout": 0.1}
@@ -63,9 +63,9 @@ class ParticleTransformer(nn.Module):
         self.class_blocks = nn.ModuleList(_Block(width, config.num_heads, 0.0) for _ in range(config.num_class_layers))
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.norm = nn.LayerNorm(width)
-        self.of_set = nn.Linear(width, widths.of_set)
+        self.of_set = Output(width, widths.of_set)
         self.norm_constituents = nn.LayerNorm(width) if widths.of_constituent else nn.Identity()
-        self.of_constituent = nn.Linear(width, widths.of_constituent)
+        self.of_constituent = Output(width, widths.of_constituent)
 
     def forward(self, batch: SetBatch) -> SetOutputs:
         x_BNW = self.embed(batch.features_BNF) * batch.mask_BN[..., None]

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pfscale.config import Config
-from pfscale.models.sets import Attention, SetBatch, SetOutputs, Widths, key_bias
+from pfscale.models.sets import Attention, Output, SetBatch, SetOutputs, Widths, key_bias
 
 Pooling = Literal["sum", "mean", "pt"]
 TYPICAL_COUNT = 32.0  # constituents: a sum is counted in units of this many, so that all poolings are of order one
@@ -55,8 +55,8 @@ class PooledLinear(nn.Module):
     def __init__(self, config: LinearConfig, widths: Widths) -> None:
         super().__init__()
         self.pooling = config.pooling
-        self.of_set = nn.Linear(widths.inputs, widths.of_set)
-        self.of_constituent = nn.Linear(widths.inputs, widths.of_constituent)
+        self.of_set = Output(widths.inputs, widths.of_set)
+        self.of_constituent = Output(widths.inputs, widths.of_constituent)
 
     def forward(self, batch: SetBatch) -> SetOutputs:
         return SetOutputs(self.of_set(pooled(batch.features_BNF, batch, self.pooling)), self.of_constituent(batch.features_BNF))
@@ -73,7 +73,7 @@ class CandidateWeights(nn.Module):
             layers += [nn.Linear(inputs, config.width), nn.GELU()]
             inputs = config.width
         self.hidden = nn.Sequential(*layers)
-        self.of_set, self.of_constituent = nn.Linear(inputs, widths.of_set), nn.Linear(inputs, widths.of_constituent)
+        self.of_set, self.of_constituent = Output(inputs, widths.of_set), Output(inputs, widths.of_constituent)
 
     def forward(self, batch: SetBatch) -> SetOutputs:
         x_BNW = self.hidden(batch.features_BNF)
@@ -88,7 +88,7 @@ class SetTransformer(nn.Module):
         self.embed = nn.Sequential(nn.Linear(widths.inputs, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
-        self.of_set, self.of_constituent = nn.Linear(config.width, widths.of_set), nn.Linear(config.width, widths.of_constituent)
+        self.of_set, self.of_constituent = Output(config.width, widths.of_set), Output(config.width, widths.of_constituent)
 
     def forward(self, batch: SetBatch) -> SetOutputs:
         x_BNW, bias = self.embed(batch.features_BNF), key_bias(batch.mask_BN)

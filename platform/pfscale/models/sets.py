@@ -72,6 +72,18 @@ class Attention(nn.Module):
         return out
 
 
+class Output(nn.Module):
+    """A linear layer; of no outputs, nothing."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs) if outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x[..., :0] if self.linear is None else self.linear(x)
+        return found
+
+
 def key_bias(mask_BN: Tensor) -> Tensor:
     """(B, 1, 1, N): 0 at constituents, -inf at padding. A set without constituents attends to its padding, which is zero."""
     is_open = mask_BN | ~mask_BN.any(-1, keepdim=True)

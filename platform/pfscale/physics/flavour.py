@@ -105,7 +105,7 @@ def flavour_sources(
         energy=np.asarray(energy, np.float64)[rows],
         flavour=flavour_N[rows].astype(np.int8),
         is_ghost=(is_b | is_d | is_tau)[rows],
-        top_role=np.where((is_parton & (flavour_N > 0))[rows], _top_roles(pdg_N, *parents, rows), 0).astype(np.int8),
+        top_role=np.where((is_parton & (np.abs(pdg_N) <= B_HADRON))[rows], _top_roles(pdg_N, *parents, rows), 0).astype(np.int8),
     )
 
 

@@ -83,7 +83,7 @@ def from_arrow(table: pa.Table) -> RaggedEvents:
     targets: dict[str, NDArray[np.float32]] = {}
     if "track_target" in table.column_names:
         parts = [(track_rows, list_leaves(table, "track_target")[1]), (cluster_rows, list_leaves(table, "cluster_target")[1])]
-        for name in TARGET_FIELDS:
+        for name in (name for name in TARGET_FIELDS if name in parts[0][1]):
             targets[name] = np.zeros(offsets[-1], np.float32)
             for rows, leaves in parts:
                 targets[name][rows] = leaves[name]

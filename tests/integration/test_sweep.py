@@ -42,9 +42,14 @@ def swept(file: Path, *overrides: str) -> SweepResult:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_grid_runs_once_below_one_run(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
-    """Catches trials without a parent, without the command that repeats them, or run again by the same command."""
-    file = written(tmp_path, config(make_shards(), run_config))
+def test_a_grid_runs_once_below_one_run(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches trials without a parent, without the command that repeats them, run again by the same command, or lost in Ray's folders."""
+    monkeypatch.chdir(tmp_path)
+    base = config(make_shards(), run_config)
+    base = base.model_copy(update={"data": base.data.model_copy(update={"shards": os.path.relpath(base.data.shards)})})
+    file = written(tmp_path, base)
     result = swept(file)
     assert [row.status for row in result.rows] == [FINISHED] * 4
     assert len({row.metrics["validation_loss"] for row in result.rows}) == 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 import threading
@@ -43,6 +44,7 @@ class TrialPlan:
 
     Attributes:
         folder: of the sweep.
+        directory: that the sweep was started in, which relative paths count from.
         run: settings that do not change the result, as overrides.
         tags: of the trials' MLflow runs.
         group: arm of the sweep.
@@ -50,6 +52,7 @@ class TrialPlan:
 
     question: Question
     folder: Path
+    directory: Path
     run: tuple[str, ...]
     tags: dict[str, str]
     group: str = ""
@@ -81,6 +84,8 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], plan: TrialPlan | None = None) -> None:
         if plan is not None:  # Tune gives it to the first trial of a process
             self.plan = plan
+        if self.plan.directory.is_dir():  # not on every node of a cluster; Ray has gone to a folder of the trial's own
+            os.chdir(self.plan.directory)
         self.settings = self.plan.settings(config)
         self.own_id = self.trial_id  # Tune has changed it when it asks to end a trial that it stopped
         self.takeovers, self.last_step, self.begin = 0, 0, time.monotonic()

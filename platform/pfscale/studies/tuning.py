@@ -42,6 +42,7 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
     trial_plan = TrialPlan(
         question=plan.question,
         folder=folder,
+        directory=Path.cwd(),
         run=(f"run.parent_run={parent_run}", "register_as=''", *_cache(plan)),
         tags={"pfscale.sweep": plan.name, "pfscale.question": sweep.question, **({"pfscale.group": group} if group else {})},
         group=group,

@@ -16,7 +16,7 @@ from pfscale.models.set_networks import (
     SetTransformer,
     SetTransformerConfig,
 )
-from pfscale.models.sets import Widths
+from pfscale.models.sets import Output, Widths
 
 NetworkConfig = Annotated[
     ParticleTransformerConfig | SetTransformerConfig | CandidateWeightsConfig | LinearConfig, Field(discriminator="kind")
@@ -29,6 +29,14 @@ _NETWORKS: dict[type, type[nn.Module]] = {
 }
 
 
-def build_network(config: NetworkConfig, widths: Widths) -> nn.Module:
-    """The network of a config (SetBatch -> SetOutputs), with random weights."""
-    return _NETWORKS[type(config)](config, widths)
+def build_network(config: NetworkConfig, widths: Widths, *, starts_at_zero: bool = False) -> nn.Module:
+    """The network of a config (SetBatch -> SetOutputs), with random weights.
+
+    Args:
+        starts_at_zero: all outputs are zero before the first step.
+    """
+    network = _NETWORKS[type(config)](config, widths)
+    if starts_at_zero:
+        for output in (module for module in network.modules() if isinstance(module, Output)):
+            output.start_at_zero()
+    return network

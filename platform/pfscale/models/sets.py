@@ -79,6 +79,12 @@ class Output(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, outputs) if outputs else None
 
+    def start_at_zero(self) -> None:
+        """Sets all weights to zero."""
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = x[..., :0] if self.linear is None else self.linear(x)
         return found

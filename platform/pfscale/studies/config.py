@@ -70,7 +70,7 @@ class SweepConfig(Config):
     """A question, and the trainings that answer it."""
 
     question: str = Field(..., min_length=1, description="what the sweep answers, in words")
-    verb: Literal["pretrain", "finetune"] = Field(..., description="what a trial does")
+    verb: Literal["pretrain", "finetune", "downstream"] = Field(..., description="what a trial does")
     base: str = Field(..., description="config file of that verb, relative to this file; a trial is base + overrides")
     metric: str = Field("validation_loss", description="what trials are compared by; `test/...`: on the test events, at the end")
     mode: Literal["min", "max"] = Field("min", description="which is better")
@@ -84,7 +84,9 @@ class SweepConfig(Config):
     winners: int = Field(0, ge=0, description="best trials that are repeated with `winner_seeds` seeds at the end")
     winner_seeds: int = Field(3, ge=2, description="seeds of each of them")
     test: MeasuredEvents | None = Field(None, description="events that finished trials are measured on; empty: none")
-    answer: Literal["table", "transfer", "search"] = Field("table", description="what is made of the results beside the table")
+    answer: Literal["table", "transfer", "search", "downstream"] = Field("table", description="what is made of the results")
+        "table", description="what is made of the results beside the table"
+    )
     stop_ladder: bool = runtime(False, description="transfer: no larger samples where a threefold one gained less than the spread of seeds")
     max_concurrent: int = runtime(0, ge=0, description="trials at once; 0: as many as the cluster has room for")
     max_failures: int = runtime(1, ge=0, description="how often a trial is tried again")
@@ -122,8 +124,12 @@ class SweepConfig(Config):
             raise ValueError("scheduler: pbt changes the settings itself; use search: random")
         if self.scheduler.kind != "none" and self.metric.startswith("test/"):
             raise ValueError(f"{self.metric} is known at a trial's end only: a scheduler needs a metric of the evaluations on the way")
-        if self.metric.startswith("test/") and self.test is None:
+        if self.metric.startswith("test/") and self.test is None and self.verb != "downstream":
             raise ValueError(f"metric {self.metric} needs a `test:` section")
+        if self.test is not None and self.verb == "downstream":
+            raise ValueError("heads are measured on the test split of their own shards: leave `test:` away")
+        if self.answer == "downstream" and self.verb != "downstream":
+            raise ValueError("answer: downstream goes with verb: downstream")
         if self.control and self.search != "optuna" and self.scheduler.kind == "none":
             raise ValueError("control compares a search with plain random search: it needs search: optuna or a scheduler")
         return self

@@ -21,10 +21,12 @@ from pfscale.models.batch import collate
 from pfscale.models.flops import training_flops
 from pfscale.shards.dataset import EventIndex, load_index, plan_epoch, select_events
 from pfscale.studies.config import Draw, Question
+from pfscale.studies.head_effects import head_digest
 from pfscale.tracking.runs import Tracker
 from pfscale.training.batches import learning_events
 from pfscale.training.checkpoint import parameters
 from pfscale.training.config import TorchEngineConfig, TrainingConfig
+from pfscale.training.downstream import HeadLaunch
 from pfscale.training.engine import learning_rate, make_engine, update_average
 from pfscale.training.launch import Launch
 from pfscale.training.loop import build_module
@@ -76,12 +78,14 @@ def _try(question: Question, found: Sequence[Draw], key: str) -> Tried:
     return Tried(key, (first.values[key], other), digests[0] != digests[1])
 
 
-def digest_of(launch: Launch, tracker: Tracker) -> str:
+def digest_of(launch: Launch | HeadLaunch, tracker: Tracker) -> str:
     """What a training would do, as a digest.
 
     Raises:
         ShardError, ModelNotFoundError, NotEnoughDataError.
     """
+    if isinstance(launch, HeadLaunch):
+        return head_digest(launch)
     config = launch.config
     if getattr(config, "mode", "") == "zero-shot":
         return f"zero-shot {launch.backbone}"

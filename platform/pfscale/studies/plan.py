@@ -20,10 +20,12 @@ from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.manifest import load_manifest
 from pfscale.studies.config import Draw, Question, draws, repeated
 from pfscale.studies.effects import require_effects, step_seconds
+from pfscale.studies.head_effects import head_cost
 from pfscale.studies.measure import PAIRED, PREFIX, measured_sample
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import Tracker
 from pfscale.training.config import TorchEngineConfig
+from pfscale.training.downstream import HeadLaunch
 from pfscale.training.launch import Launch
 from pfscale.training.verbs import find_verb
 
@@ -39,13 +41,13 @@ class Planned:
 
     Attributes:
         launch: what it runs; `mode: zero-shot` has no steps.
-        flops: floating-point operations of all its steps.
+        work: of all its steps: floating-point operations, of a head the seconds that were measured.
     """
 
     draw: Draw
-    launch: Launch
+    launch: Launch | HeadLaunch
     num_steps: int
-    flops: float
+    work: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class SweepPlan:
 
     Attributes:
         varied: keys that the sweep searches; each was seen to change the training.
-        flops_per_second: of one trial, measured in this process; NaN where there are no steps.
+        work_per_second: of one trial, measured in this process; NaN where there are no steps.
         fingerprint: of the question, the trials' configs, data and backbone.
     """
 
@@ -63,7 +65,7 @@ class SweepPlan:
     tracker: Tracker
     varied: tuple[str, ...]
     concurrency: int
-    flops_per_second: float
+    work_per_second: float
     fingerprint: str
 
     @property
@@ -79,7 +81,7 @@ class SweepPlan:
     @property
     def hours(self) -> float:
         """Estimated, of wall time; longer trials first would not be shorter than the longest."""
-        each = [trial.flops / self.flops_per_second * _OTHER_WORK for trial in self.trials if trial.flops]
+        each = [trial.work / self.work_per_second * _OTHER_WORK for trial in self.trials if trial.work]
         return max(sum(each) / self.concurrency, max(each, default=0.0)) / 3600
 
     def table(self) -> Table:
@@ -122,7 +124,7 @@ def plan_sweep(question: Question) -> SweepPlan:
         measured_sample(sweep.test, launches[0][0].config.data.shards)
     varied = [tried.key for tried in require_effects(question, wanted)]
     trials = tuple(_planned(draw, launch) for draw, (launch, _) in zip(wanted, launches, strict=True))
-    rate = _flops_per_second(trials, launches[0][1])
+    rate = _work_per_second(trials, launches[0][1])
     plan = SweepPlan(question, trials, launches[0][1], tuple(varied), 1, rate, _fingerprint(question, trials))
     return replace(plan, concurrency=concurrency_of(plan))
 
@@ -166,14 +168,17 @@ def _require_valid(question: Question, found: Sequence[Draw]) -> None:
         raise ConfigError("\n".join(["draws that are no config of " + question.sweep.verb, *mistakes]), where=question.name)
 
 
-def _require_metric(question: Question, launches: Sequence[Launch]) -> None:
+def _require_metric(question: Question, launches: Sequence[Launch | HeadLaunch]) -> None:
     """Checks that trials report the metric, and in time for the scheduler.
 
     Raises:
         ConfigError: they do not.
     """
     sweep = question.sweep
-    known = [*_LOSSES, *(_PHYSICS if all(launch.config.physics_every for launch in launches) else ())]
+    if sweep.verb == "downstream":
+        _require_metric_of_heads(question)
+        return
+    known = [*_LOSSES, *(_PHYSICS if all(getattr(launch.config, "physics_every", 0) for launch in launches) else ())]
     at_end = [PREFIX + name for name in PAIRED] if sweep.test is not None else []
     if sweep.metric in known or sweep.metric in at_end:
         return
@@ -185,6 +190,18 @@ def _require_metric(question: Question, launches: Sequence[Launch]) -> None:
     raise ConfigError(f"a trial does not report '{sweep.metric}'", where=f"metric of {question.name}", hint=hint)
 
 
+def _require_metric_of_heads(question: Question) -> None:
+    """Checks the metric of heads: the loss, or a figure of merit of their task on its test split.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    metric = question.sweep.metric
+    if metric != _LOSSES[0] and not metric.startswith(PREFIX):
+        hint = f"{_LOSSES[0]}, or {PREFIX} and a figure of merit of the task, as its runs log it"
+        raise ConfigError(f"a head does not report '{metric}'", where=f"metric of {question.name}", hint=hint)
+
+
 def _require_fair(question: Question, found: Sequence[Draw]) -> None:
     """Checks that the metric means the same in all trials.
 
@@ -192,13 +209,15 @@ def _require_fair(question: Question, found: Sequence[Draw]) -> None:
         ConfigError: it is a loss, and what is searched are the loss's own weights: the smallest would win.
     """
     weights = sorted({key for draw in found for key, _ in draw.settings if key.startswith("task.")})
-    if weights and question.sweep.metric in _LOSSES:
+    if weights and question.sweep.metric in _LOSSES and question.sweep.answer != "downstream":
         what = f"{question.sweep.metric} is not the same in trials with another {', '.join(weights)}"
         hint = f"metric: {_PHYSICS[0]}, with physics_every in the base config"
         raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
 
 
-def _planned(draw: Draw, launch: Launch) -> Planned:
+def _planned(draw: Draw, launch: Launch | HeadLaunch) -> Planned:
+    if isinstance(launch, HeadLaunch):
+        return Planned(draw, launch, *head_cost(launch))
     config = launch.config
     if getattr(config, "mode", "") == "zero-shot":
         return Planned(draw, launch, 0, 0.0)
@@ -211,12 +230,15 @@ def _planned(draw: Draw, launch: Launch) -> Planned:
     return Planned(draw, launch, num_steps, per_element * num_steps * min(config.data.tokens_per_step, int(lengths.sum())))
 
 
-def _flops_per_second(trials: Sequence[Planned], tracker: Tracker) -> float:
+def _work_per_second(trials: Sequence[Planned], tracker: Tracker) -> float:
     """Measured on the trial in the middle by cost."""
-    trained = sorted((trial for trial in trials if trial.flops), key=lambda trial: trial.flops)
+    trained = sorted((trial for trial in trials if trial.work), key=lambda trial: trial.work)
     if not trained:
         return float("nan")
-    seconds, flops = step_seconds(trained[len(trained) // 2].launch, tracker)
+    launch = trained[len(trained) // 2].launch
+    if isinstance(launch, HeadLaunch):
+        return 1.0
+    seconds, flops = step_seconds(launch, tracker)
     return flops / seconds
 
 

@@ -9,6 +9,7 @@ from pfscale.physics.evaluation import RULE_BASED, TRUTH_TARGETS
 from pfscale.studies.measure import PREFIX, measured_sample
 from pfscale.studies.plan import SweepPlan
 from pfscale.training.evaluate import evaluate_bundle
+from pfscale.training.launch import Launch
 
 
 def references_on_test(plan: SweepPlan) -> dict[str, dict[str, tuple[float, float]]]:
@@ -18,7 +19,8 @@ def references_on_test(plan: SweepPlan) -> dict[str, dict[str, tuple[float, floa
         ShardError, NotEnoughDataError.
     """
     test = plan.question.sweep.test
-    backbone = next((trial.launch.backbone_folder for trial in plan.trials if trial.launch.backbone_folder is not None), None)
+    launches = [trial.launch for trial in plan.trials if isinstance(trial.launch, Launch)]
+    backbone = next((launch.backbone_folder for launch in launches if launch.backbone_folder is not None), None)
     if test is None or backbone is None:
         return {}
     index, members = measured_sample(test, plan.trials[0].launch.config.data.shards)

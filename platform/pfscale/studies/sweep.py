@@ -88,6 +88,8 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
         logger = plan.tracker.start_run(plan.name, fingerprint=plan.fingerprint, tags=tags)
         with ended(logger):
             _log_question(plan, logger)
+            for launch in {launch.folder: launch for launch in (trial.launch for trial in plan.trials)}.values():
+                launch.prepare()
             plan.tracker.end_children(logger.run_id)  # of an attempt that was killed: they are opened again if they go on
             _run_all(plan, folder, logger.run_id)
             result = _result(plan, folder, logger, time.monotonic() - begin)

@@ -253,9 +253,7 @@ class _Training:
 
     def last_checkpoint(self) -> Path | None:
         """The folder of the last complete one."""
-        num_workers = self.launch.config.run.num_workers
-        of_run = self.folder / "checkpoints" if num_workers == 0 else self.folder.parent / f"{self.folder.name}-train"
-        return max((path for path in of_run.glob("checkpoint_*") if (path / STATE).is_file()), default=None)
+        return max((path for path in self.launch.checkpoints.glob("checkpoint_*") if (path / STATE).is_file()), default=None)
 
     def tag(self, tags: dict[str, str]) -> None:
         """Sets tags of its MLflow run, where there is one."""

@@ -102,7 +102,7 @@ def _graceful_stop() -> Iterator[list[int]]:
 
 def _cache(plan: SweepPlan) -> list[str]:
     """Where decoded events are kept, unless the base config says it."""
-    if plan.trials[0].launch.config.data.cache:
+    if getattr(plan.trials[0].launch.config.data, "cache", "no such key"):
         return []
     return [f"data.cache={tempfile.gettempdir()}/pfscale-events-{getpass.getuser()}"]
 

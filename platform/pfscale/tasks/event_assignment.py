@@ -42,6 +42,7 @@ class EventAssignment:
 
     terms: tuple[str, ...] = ("assignment",)
     of_set = 0
+    starts_at_zero = False
 
     def __init__(self, config: EventAssignmentConfig) -> None:
         self.config = config

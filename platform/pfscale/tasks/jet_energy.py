@@ -39,6 +39,7 @@ class JetEnergy:
 
     terms: tuple[str, ...] = ("energy",)
     of_constituent = 0
+    starts_at_zero = True
 
     def __init__(self, config: JetEnergyConfig) -> None:
         self.config = config

@@ -43,6 +43,8 @@ class JetFlavourConfig(Config):
 class JetFlavour:
     """See `pfscale.tasks.sets.DownstreamTask`. Predictions: (B, C) probabilities in the order of `classes`."""
 
+    starts_at_zero = False
+
     def __init__(self, config: JetFlavourConfig, classes: tuple[Flavour, ...]) -> None:
         self.config, self.classes = config, classes
         self.has_origin = config.origin_weight > 0

@@ -39,6 +39,7 @@ class MissingMomentum:
     """See `pfscale.tasks.sets.DownstreamTask`. Predictions: (B, 2) missing (px, py) in GeV."""
 
     terms: tuple[str, ...] = ("momentum",)
+    starts_at_zero = True
 
     def __init__(self, config: MissingMomentumConfig) -> None:
         self.config = config

@@ -79,9 +79,11 @@ class DownstreamTask(Protocol):
     Attributes:
         terms: names of the loss terms.
         of_set, of_constituent: outputs that it needs of a network.
+        starts_at_zero: whether outputs of zero are the baseline: a network then begins there.
     """
 
     terms: tuple[str, ...]
+    starts_at_zero: bool
     of_set: int
     of_constituent: int
 

@@ -146,9 +146,22 @@ class HeadLaunch:
         return storage_folder(self.config.run) / self.name
 
     @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
     def cache(self) -> Path:
         """Folder of its latents, shared by all heads on them."""
         return storage_folder(self.config.run) / f"latents-{self.plan.key}"
+
+    def prepare(self) -> None:
+        """Makes the latents where there are none: once, before many heads start.
+
+        Raises:
+            ShardError, ResourceError: as `cache_latents`.
+        """
+        cache_latents(self.plan, self.cache)
 
     @cached_property
     def needs_encoder(self) -> bool:
@@ -198,7 +211,7 @@ class _Splits:
 
 def _train(launch: HeadLaunch, tracker: Tracker) -> Run:
     config = launch.config
-    cache_latents(launch.plan, launch.cache)
+    launch.prepare()
     tags = {
         "pfscale.verb": launch.verb,
         "pfscale.detector": launch.plan.manifest.detector,
@@ -240,7 +253,7 @@ def prepare(launch: HeadLaunch, objects: EventObjects) -> tuple[DownstreamTask, 
             raise NotEnoughDataError(what, where=data.shards, hint="ingest more files")
     parts = {split: objects.select(rows) for split, rows in members.items()}
     task = TASKS[type(launch.config.task)].task.fitted(launch.config.task, parts["train"])
-    found = {split: _examples(launch, task, part, members[split]) for split, part in parts.items()}
+    found = {split: examples_of(launch, task, part, members[split]) for split, part in parts.items()}
     for split in ("train", "validation", "test"):
         if not len(found[split]):
             raise NotEnoughDataError(f"no {split} example of {launch.config.task.kind} in {len(members[split])} events", where=data.shards)
@@ -253,7 +266,8 @@ def head_training(launch: HeadLaunch, task: DownstreamTask, train: HeadData, val
     torch.manual_seed(config.seed)
     width = launch.plan.encoder.model.latent_width(config.latents) if has_latents(config.arm) else 0
     num_inputs = train.sets.features.shape[1] + width
-    network = build_network(config.network_config(), Widths(num_inputs, task.of_set, task.of_constituent))
+    widths = Widths(num_inputs, task.of_set, task.of_constituent)
+    network = build_network(config.network_config(), widths, starts_at_zero=task.starts_at_zero)
     encoder = load_bundle(launch.plan.place).model if launch.needs_encoder else None
     module = HeadModule(task, network, num_inputs, encoder=encoder, latents=config.latents)
     module.fit(train.sets)
@@ -271,7 +285,12 @@ def head_training(launch: HeadLaunch, task: DownstreamTask, train: HeadData, val
     )
 
 
-def _examples(launch: HeadLaunch, task: Any, objects: EventObjects, rows: NDArray[np.int64]) -> HeadData:
+def examples_of(launch: HeadLaunch, task: Any, objects: EventObjects, rows: NDArray[np.int64]) -> HeadData:
+    """The task's examples among the objects of events.
+
+    Args:
+        rows: of the events in the index of the shards.
+    """
     examples = task.examples(objects)
     sets, _ = set_data(launch.config.arm, objects, examples)
     if not launch.needs_encoder:

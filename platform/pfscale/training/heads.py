@@ -192,6 +192,8 @@ def train_head(training: HeadTraining, session: LocalSession, folder: Path, logg
             state, best = read_state(latest), safetensors.torch.load_file(latest / BEST)
             engine.load(latest)
     forget_evaluations(folder, after=state.step)
+    if state.step == 0:  # where a network begins at the baseline, that is a model, too
+        best = _evaluated(training, engine, state, best, folder, logger)
     begun, logged, resumed_from, before = time.monotonic(), 0.0, state.step, state.elements
     batches = _batches(training, state.place)
     while state.step < optimisation.num_steps:

@@ -86,13 +86,14 @@ class LatentPlan:
     """What is to be cached.
 
     Attributes:
-        place: folder of the model's bundle.
+        place, bundle: of the model.
         address: of the model, as it never changes.
         encoder: bundle whose latents are taken; `encoder_name`, `encoder_digest`: what it is called, and what it is.
     """
 
     shards: str
     place: Path
+    bundle: Bundle
     address: str
     model_hash: str
     encoder_name: str
@@ -131,7 +132,7 @@ def plan_latents(
     latents = latents or LatentConfig()
     chosen.model.require_layer(latents)
     model_hash = content_hash("model", weights_digest(place), bundle.model.config.model_dump(mode="json"), bundle.card["task"])
-    return LatentPlan(str(shards), place, address, model_hash, name, digest, chosen, latents, manifest)
+    return LatentPlan(str(shards), place, bundle, address, model_hash, name, digest, chosen, latents, manifest)
 
 
 def cache_latents(
@@ -209,12 +210,11 @@ def _made(plan: LatentPlan, files: Sequence[tuple[str, str]], folder: Folder, nu
     """(number, events) of every file that was made, as they come."""
     if not files:
         return
-    model_bundle = load_bundle(plan.place)
     has_cluster = is_running() or bool(os.environ.get("RAY_ADDRESS"))
     shards = plan.shards if "://" in plan.shards else str(Path(plan.shards).resolve())
     work: dict[str, Any] = {"shards": shards, "address": folder.address, "latents": plan.latents, "has_own": plan.encoder_name == SAME}
     if not has_cluster and min(num_workers or len(os.sched_getaffinity(0)), len(files)) <= 1:
-        models = (SharedModel(plan.model_hash, model_bundle), SharedModel(plan.key, plan.encoder))
+        models = (SharedModel(plan.model_hash, plan.bundle), SharedModel(plan.key, plan.encoder))
         for number, file in enumerate(files):
             yield number, _make(file, model=models[0], encoder=models[1], **work)
         return
@@ -224,7 +224,7 @@ def _made(plan: LatentPlan, files: Sequence[tuple[str, str]], folder: Folder, nu
         workers, cpus_each = count_workers(num_workers)
         workers = min(workers, len(files))
         threads = max(1, int(ray.cluster_resources().get("CPU", 1) // workers))
-        models = (SharedModel(plan.model_hash, ray.put(model_bundle), threads), SharedModel(plan.key, ray.put(plan.encoder), threads))
+        models = (SharedModel(plan.model_hash, ray.put(plan.bundle), threads), SharedModel(plan.key, ray.put(plan.encoder), threads))
         task = functools.partial(_make, model=models[0], encoder=models[1], **work)
         yield from map_unordered(files, task, on_death=_died, workers=workers, cpus_each=cpus_each, tasks_per_worker=len(files))
 

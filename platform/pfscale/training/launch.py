@@ -87,6 +87,14 @@ class Launch:
         """
         return storage_folder(self.config.run) / self.name
 
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.folder / "checkpoints" if self.config.run.num_workers == 0 else self.folder.parent / f"{self.folder.name}-train"
+
+    def prepare(self) -> None:
+        """What is done once for all trainings on the same data and backbone, before they start: nothing."""
+
     def loop_inputs(self, tracker: Tracker, run_id: str, folder: Path) -> LoopInputs:
         """What a worker gets; workers start in folders of their own, so the data's place is made absolute."""
         data = self.config.data.model_copy(update={"shards": str(Path(self.config.data.shards).resolve())})

@@ -13,6 +13,7 @@ from pfscale.physics.bootstrap import Estimate
 from pfscale.report.figures import TransferPoint, transfer_curves
 from pfscale.report.search_figure import SearchStep, search_progress
 from pfscale.report.style import Drawn
+from pfscale.studies.heads_answer import heads_answer
 from pfscale.studies.ladder import MODE, SIZE
 from pfscale.studies.measure import PREFIX
 from pfscale.studies.multiplier import LEVEL, Multiplier, curve_of, data_multiplier, multiplier_curve
@@ -101,7 +102,17 @@ def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     return Answer(tuple(sentences), numbers, figures)
 
 
-ANSWERS: dict[str, Callable[[SweepPlan, Sequence[Row]], Answer]] = {"table": best_setting, "transfer": transfer, "search": search}
+def downstream(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
+    """Tables of arms, curves against labels, and whether latents help."""
+    return Answer(*heads_answer(plan, rows))
+
+
+ANSWERS: dict[str, Callable[[SweepPlan, Sequence[Row]], Answer]] = {
+    "table": best_setting,
+    "transfer": transfer,
+    "search": search,
+    "downstream": downstream,
+}
 
 
 def _multipliers(rows: Sequence[Row], metric: str) -> tuple[Multiplier, list[Multiplier]] | None:

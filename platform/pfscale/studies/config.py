@@ -85,8 +85,6 @@ class SweepConfig(Config):
     winner_seeds: int = Field(3, ge=2, description="seeds of each of them")
     test: MeasuredEvents | None = Field(None, description="events that finished trials are measured on; empty: none")
     answer: Literal["table", "transfer", "search", "downstream"] = Field("table", description="what is made of the results")
-        "table", description="what is made of the results beside the table"
-    )
     stop_ladder: bool = runtime(False, description="transfer: no larger samples where a threefold one gained less than the spread of seeds")
     max_concurrent: int = runtime(0, ge=0, description="trials at once; 0: as many as the cluster has room for")
     max_failures: int = runtime(1, ge=0, description="how often a trial is tried again")

@@ -122,7 +122,7 @@ def demo(output: Output = Path("pfscale-demo")) -> None:
 for verb in (
     *(data.simulate, data.ingest, data.inspect),
     *(trainings.pretrain, trainings.finetune, trainings.downstream, studies.sweep),
-    *(models.evaluate, models.report, models.reconstruct, models.export),
+    *(models.latents, models.evaluate, models.report, models.reconstruct, models.export),
 ):
     app.command()(verb)
 app.add_typer(models.models_app, name="models")

@@ -233,7 +233,7 @@ def test_missing_momentum_begins_at_the_plain_sum(objects: EventObjects) -> None
     np.testing.assert_allclose(zero[0], [-objects.candidate[n][first].sum() for n in ("px", "py")], rtol=1e-4)
 
 
-def test_nan_labels_are_left_out(objects: EventObjects) -> None:
+def test_nan_labels_are_left_out() -> None:
     """Catches a loss that becomes NaN by one label."""
     spoiled = synthetic_objects(60)
     spoiled.gen_met["px"][3] = np.nan  # type: ignore[index]

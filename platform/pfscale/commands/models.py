@@ -109,6 +109,31 @@ def reconstruct(
         raise typer.Exit(QUARANTINED)
 
 
+def latents(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder: gives the candidates")],
+    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="folder of shards of the model's detector")],
+    output: Annotated[str, typer.Option("--output", "-o", help="folder to write; default: where downstream trainings look")] = "",
+    encoder: Annotated[str, typer.Option(help="whose latents: same, random:SEED (a control), or another model")] = "same",
+    layer: Annotated[int, typer.Option(help="after how many blocks; -1: after the last")] = -1,
+    part: Annotated[str, typer.Option(help="encoder, identification, regression or concatenation")] = "encoder",
+    storage: Annotated[str, typer.Option(help="folder of runs, where there is no --output")] = "runs",
+    workers: Workers = 0,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+) -> None:
+    """Candidates, jets and latents of all events, once, for any number of downstream trainings; repeated, it goes on."""
+    from pfscale.config import load_config
+    from pfscale.models.mlpf import LatentConfig
+    from pfscale.training.latents import cache_latents, plan_latents
+
+    choice = load_config(LatentConfig, None, [f"layer={layer}", f"part={part}"])
+    plan = plan_latents(model, shards, encoder=encoder, latents=choice, tracking_uri=tracking_uri)
+    folder = output or str(plan.folder(storage))
+    with progress_bar(f"latents of {model}", total=plan.manifest.num_events) as progress:
+        found = cache_latents(plan, folder, num_workers=workers, progress=progress)
+    counts = f"{found.num_candidates} candidates with {found.width} latents, {found.num_jets} jets"
+    out.print(f"{found.num_events} events: {counts}: {folder}", markup=False)
+
+
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/name@alias, name/3 or a model folder")],
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards to compare on")],

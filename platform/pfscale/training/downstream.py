@@ -153,7 +153,7 @@ class HeadLaunch:
     @property
     def cache(self) -> Path:
         """Folder of its latents, shared by all heads on them."""
-        return storage_folder(self.config.run) / f"latents-{self.plan.key}"
+        return self.plan.folder(storage_folder(self.config.run))
 
     def prepare(self) -> None:
         """Makes the latents where there are none: once, before many heads start.

@@ -108,6 +108,10 @@ class LatentPlan:
         parts = (self.model_hash, self.encoder_digest, self.latents.model_dump(), self.manifest.hash, OBJECTS_VERSION)
         return content_hash("latents", *parts)[:12]
 
+    def folder(self, storage: str | Path) -> Path:
+        """Where trainings that keep their runs in `storage` look for it."""
+        return Path(storage).resolve() / f"latents-{self.key}"
+
 
 def plan_latents(
     model: str, shards: str | Path, *, encoder: str = SAME, latents: LatentConfig | None = None, tracking_uri: str

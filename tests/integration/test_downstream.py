@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
 from pfscale.config import RunConfig, dump_yaml
 from pfscale.errors import ConfigError, InputFileError, NotEnoughDataError, OutputExistsError, ShardError, StoppedError
+from pfscale.models.bundle import load_bundle
 from pfscale.models.mlpf import LatentConfig
 from pfscale.shards.dataset import load_index, read_events
 from pfscale.shards.ragged import INPUT_COLUMNS
@@ -21,16 +23,20 @@ from pfscale.studies.config import load_question
 from pfscale.studies.plan import plan_sweep
 from pfscale.studies.rows import FINISHED
 from pfscale.studies.sweep import run_sweep
+from pfscale.tasks.arms import set_data
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training import heads
 from pfscale.training.downstream import DownstreamConfig, HeadDataConfig, HeadOptimisationConfig, downstream, heading, load_head
+from pfscale.training.head_chain import chain_of
 from pfscale.training.inference import run_encoder, run_model
 from pfscale.training.latents import MANIFEST, cache_latents, load_objects, plan_latents, select_objects
 from pfscale.training.pretrain import pretrain
 from pfscale.training.progress import read_evaluations
+from pfscale.training.reconstruct import reconstruct
 from pfscale.training.session import STOP, Wish
 from training_runs import MODEL, Shards, config
 
+REAL_EVENT = Path(__file__).parents[1] / "data" / "cld_zh_nunubb_240_1ev_podio1.2.root"
 SHORT = HeadOptimisationConfig(num_epochs=1, min_steps=12, batch_size=32, evaluations=3)
 
 
@@ -209,6 +215,42 @@ def test_mistakes_are_told(made: tuple[Path, RunConfig, Path], make_shards: Shar
             head(made, **wrong)
     with pytest.raises(InputFileError, match="of kind 'mlpf'"):
         load_head(made[2])
+
+
+def test_heads_follow_the_model_on_a_real_event(made: tuple[Path, RunConfig, Path], tmp_path: Path) -> None:
+    """Catches heads that see other inputs without truth than they were trained on, or are of another model."""
+    shards, run, model = made
+    heads = [
+        downstream(head(made, task={"kind": "missing_momentum"}, arm="kinematics+tracks+latents")),
+        downstream(head(made, task={"kind": "jet_energy"}, arm="kinematics+latents", latents=LatentConfig(layer=0))),
+    ]
+    places = [str(found.checkpoint) for found in heads]
+    asked = {"detector": "cld", "accept_mismatch": True, "tracking_uri": run.tracking_uri}
+    found = reconstruct(str(model), [str(REAL_EVENT)], output=tmp_path / "candidates", heads=places, **asked)
+    (row,) = pq.read_table(found.files[0]).to_pylist()
+    candidates, jets = row["candidate"], row["jet"]
+    assert jets
+    assert all(0.1 < jet["energy_corrected"] / jet["energy"] < 10 for jet in jets)
+    plain = np.array([-sum(c[axis] for c in candidates) for axis in ("px", "py")])
+    said = np.array([row["met"][axis] for axis in ("px", "py")])
+    assert np.isfinite(said).all()
+    assert np.hypot(*(said - plain)) < 0.5 * sum(np.hypot(c["px"], c["py"]) for c in candidates)
+    # with truth, on the events that it was trained for: the same numbers by the other way
+    cached = load_objects(heading(head(made))[0].cache)[1]
+    events = read_events(load_index(shards), np.arange(20), ("track.list.element.cov.list.element", *INPUT_COLUMNS))
+    bundle = load_bundle(model)
+    prediction = run_model(bundle.model, events, ReconstructionConfig(**bundle.card["task"]), with_latents=True)
+    chain = chain_of(places[:1], model="it", model_hash=heading(head(made))[0].plan.model_hash, tracking_uri=run.tracking_uri)
+    known = cached.select(np.arange(20))
+    examples = chain.heads[0].head.module.task.everything(known)
+    expected = chain.heads[0].head.predict(set_data("kinematics+tracks+latents", known, examples)[0])
+    np.testing.assert_allclose(chain.apply(bundle, events, prediction).met, expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputFileError, match="second head"):
+        chain_of([places[0], places[0]], model="it", model_hash=chain.heads[0].head.card["parent_hash"], tracking_uri=run.tracking_uri)
+    with pytest.raises(InputFileError, match="not of it"):
+        chain_of(places, model="it", model_hash="another", tracking_uri=run.tracking_uri)
+    with pytest.raises(InputFileError, match="written to Parquet"):
+        reconstruct(str(model), [str(REAL_EVENT)], output=tmp_path / "root", heads=places, file_format="root", **asked)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -74,6 +74,9 @@ def reconstruct(
     output: Annotated[str, typer.Option("--output", "-o", help="folder or URL to write")],
     file_format: Annotated[str, typer.Option("--format", help="parquet, or root: EDM4hep-style ReconstructedParticles")] = "parquet",
     latents: Annotated[bool, typer.Option("--latents", help="also the latent vector of every element")] = False,
+    head: Annotated[
+        list[str] | None, typer.Option(help="downstream model of this model: jets with flavour or energy, missing momentum; repeatable")
+    ] = None,
     detector: Annotated[str | None, typer.Option(help="detector of the files; default: what they say, else the model's")] = None,
     accept_mismatch: Annotated[
         bool, typer.Option("--accept-mismatch", help="also files of another detector than the model's, which are refused otherwise")
@@ -97,6 +100,7 @@ def reconstruct(
             accept_mismatch=accept_mismatch,
             file_format=file_format,
             latents=latents,
+            heads=head or (),
             num_workers=workers,
             strict=strict,
             tracking_uri=tracking_uri,

@@ -76,6 +76,11 @@ class EventAssignment:
         found = event_examples(objects, events, {"jets": truth[events]}, of="jets")
         return _first(found, self.config.max_jets)
 
+    def everything(self, objects: EventObjects) -> Examples:
+        """All events with six jets or more."""
+        events = np.flatnonzero(np.diff(objects.jet_offsets) >= 6)
+        return _first(event_examples(objects, events, {}, of="jets"), self.config.max_jets)
+
     def loss(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
         log_p_BTP = self._log_probabilities(outputs, targets.mask_BN)
         place = _places(targets.of_set["jets"], targets.mask_BN.shape[1])  # (B, 2) of each top's triplet

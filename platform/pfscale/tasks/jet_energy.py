@@ -62,6 +62,10 @@ class JetEnergy:
         target = np.log(objects.jet["gen_energy"][jets] / objects.jet["energy"][jets])
         return jet_examples(objects, jets, {"log_ratio": np.clip(target, -_MAX_LOG, _MAX_LOG).astype(np.float32)})
 
+    def everything(self, objects: EventObjects) -> Examples:
+        """All jets."""
+        return jet_examples(objects, np.arange(len(objects.event_of_jet)), {})
+
     def loss(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
         residual = targets.of_set["log_ratio"][:, None] - self._log_ratios(outputs)
         if self.config.loss == "huber":

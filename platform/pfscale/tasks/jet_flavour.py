@@ -84,6 +84,10 @@ class JetFlavour:
             further["origin"] = np.where((origin >= 0) & with_track, _ORIGIN_CLASS[np.maximum(origin, 0)], -1)
         return jet_examples(objects, jets, {"class": index[jets]}, **further)
 
+    def everything(self, objects: EventObjects) -> Examples:
+        """All jets."""
+        return jet_examples(objects, np.arange(len(objects.event_of_jet)), {})
+
     def loss(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
         count = len(targets)
         flavour = nnf.cross_entropy(outputs.of_set_BO, targets.of_set["class"], reduction="sum")

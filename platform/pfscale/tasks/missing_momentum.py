@@ -62,6 +62,10 @@ class MissingMomentum:
         events = np.flatnonzero(np.isfinite(target).all(1))
         return event_examples(objects, events, {"met": target[events]}, of="candidates")
 
+    def everything(self, objects: EventObjects) -> Examples:
+        """All events."""
+        return event_examples(objects, np.arange(objects.num_events), {}, of="candidates")
+
     def loss(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
         delta = self.config.huber_delta
         return nnf.huber_loss(self.predict(outputs, targets) / delta, targets.of_set["met"] / delta, reduction="sum")[None]

@@ -87,6 +87,10 @@ class DownstreamTask(Protocol):
     of_set: int
     of_constituent: int
 
+    def everything(self, objects: EventObjects) -> Examples:
+        """All jets or events, without targets: what it can be asked about."""
+        ...
+
     def loss(self, outputs: SetOutputs, targets: TargetBatch) -> Tensor:
         """(terms,) sums over the batch's examples."""
         ...

@@ -20,6 +20,7 @@ from pfscale.edm4hep.candidate_writer import CandidateEvents, CandidateTree, rea
 from pfscale.edm4hep.detectors import Detector
 from pfscale.shards.ragged import RaggedEvents, struct_leaf
 from pfscale.shards.storage import Folder
+from pfscale.training.head_chain import ChainColumns, HeadChain
 from pfscale.training.inference import Prediction
 
 FORMATS = ("parquet", "root")
@@ -76,12 +77,14 @@ class FoundCandidates:
     Attributes:
         table: the events' rows (column `event`).
         num_clusters: (C, E) clusters of each event in each of the detector's collections; None where ROOT is not written.
+        said: by downstream heads; None where there are none.
     """
 
     table: pa.Table
     events: RaggedEvents
     prediction: Prediction
     num_clusters: NDArray[np.int64] | None = None
+    said: ChainColumns | None = None
 
 
 class CandidateWriter(ABC):
@@ -97,11 +100,14 @@ class CandidateWriter(ABC):
 
 
 @contextmanager
-def candidate_writer(folder: Folder, name: str, file_format: str, detector: Detector, *, width: int | None) -> Iterator[CandidateWriter]:
+def candidate_writer(
+    folder: Folder, name: str, file_format: str, detector: Detector, *, width: int | None, chain: HeadChain
+) -> Iterator[CandidateWriter]:
     """The writer of the file `name`, which has its name when the block ends, and leaves nothing behind when the block raises.
 
     Args:
         width: of the latents; None without.
+        chain: heads whose columns there are, too.
     """
     if file_format == "root":
         with tempfile.TemporaryDirectory() as scratch:  # uproot goes back and forth in a file: none that a store could take
@@ -110,8 +116,8 @@ def candidate_writer(folder: Folder, name: str, file_format: str, detector: Dete
                 yield _RootWriter(tree)
             folder.put(path, name)
         return
-    with folder.draft(name) as file, _parquet_writer(file, width) as writer:
-        yield _ParquetWriter(writer)
+    with folder.draft(name) as file, _parquet_writer(file, width, chain) as writer:
+        yield _ParquetWriter(writer, chain)
 
 
 def read_record(folder: Folder, name: str, file_format: str) -> CandidateFile | None:
@@ -127,23 +133,25 @@ def read_record(folder: Folder, name: str, file_format: str) -> CandidateFile | 
         return None
 
 
-def candidate_schema(width: int | None) -> pa.Schema:
-    """The schema of the Parquet files; `width`: of the latents, None without."""
+def candidate_schema(width: int | None, chain: HeadChain | None = None) -> pa.Schema:
+    """The schema of the Parquet files; `width`: of the latents, None without; `chain`: heads, None: without."""
     event = pa.struct([pa.field(n, t, nullable=False) for n, t in (("uid", pa.uint64()), ("run", pa.int64()), ("number", pa.int64()))])
     event = pa.struct([*event, pa.field("file", pa.string(), nullable=False), pa.field("entry", pa.int64(), nullable=False)])
     candidate = pa.struct([pa.field(name, kind, nullable=False) for name, kind in _CANDIDATE_FIELDS.items()])
     fields = [pa.field("event", event, nullable=False), pa.field("candidate", _list_of(candidate), nullable=False)]
     if width is not None:
         fields.append(pa.field("latent", _list_of(pa.list_(pa.field("element", pa.float16(), nullable=False), width)), nullable=False))
+    if chain is not None and chain.heads:
+        fields += chain.schema_fields()
     return pa.schema(fields)
 
 
 class _ParquetWriter(CandidateWriter):
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: pq.ParquetWriter, chain: HeadChain) -> None:
+        self._writer, self._chain = writer, chain
 
     def add(self, found: FoundCandidates) -> None:
-        self._writer.write_table(_to_arrow(found, self._writer.schema))
+        self._writer.write_table(_to_arrow(found, self._writer.schema, self._chain))
 
     def finish(self, record: CandidateFile, about: dict[str, str]) -> None:
         values = {**about, _RECORD: record.model_dump_json()}
@@ -161,11 +169,11 @@ class _RootWriter(CandidateWriter):
         self._tree.write_metadata({**about, _RECORD: record.model_dump_json()})
 
 
-def _parquet_writer(file: IO[bytes], width: int | None) -> pq.ParquetWriter:
-    return pq.ParquetWriter(file, candidate_schema(width), compression="zstd", use_dictionary=_DISCRETE, write_page_checksum=True)
+def _parquet_writer(file: IO[bytes], width: int | None, chain: HeadChain) -> pq.ParquetWriter:
+    return pq.ParquetWriter(file, candidate_schema(width, chain), compression="zstd", use_dictionary=_DISCRETE, write_page_checksum=True)
 
 
-def _to_arrow(found: FoundCandidates, schema: pa.Schema) -> pa.Table:
+def _to_arrow(found: FoundCandidates, schema: pa.Schema, chain: HeadChain) -> pa.Table:
     event = found.table.column("event").combine_chunks()
     kind = schema.field("event").type
     arrays: list[pa.Array] = [pa.StructArray.from_arrays([event.field(f.name) for f in kind], fields=list(kind))]
@@ -185,6 +193,8 @@ def _to_arrow(found: FoundCandidates, schema: pa.Schema) -> pa.Table:
         vector = schema.field("latent").type.value_type
         flat = pa.FixedSizeListArray.from_arrays(pa.array(latents.astype(np.float16).ravel()), type=vector)
         arrays.append(pa.ListArray.from_arrays(pa.array(found.events.offsets.astype(np.int32)), flat, type=schema.field("latent").type))
+    if found.said is not None:
+        arrays += chain.arrays(found.said)
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

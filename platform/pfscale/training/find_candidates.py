@@ -25,6 +25,7 @@ from pfscale.shards.sources import file_digest, file_version, not_the_network, q
 from pfscale.shards.storage import Folder
 from pfscale.tasks.reconstruction import ReconstructionConfig
 from pfscale.training.candidate_files import CANDIDATES_VERSION, CandidateFile, FoundCandidates, candidate_writer, read_record
+from pfscale.training.head_chain import NO_HEADS, HeadChain
 from pfscale.training.inference import run_model
 
 EVENTS_TO_TELL = 16  # whether a file is of the detector that it is taken for: hundreds of tracks
@@ -43,6 +44,7 @@ class Plan:
         trained_on: detector of the model.
         detector: whose tables are to be used; None: what the file says, else the model's.
         accept_mismatch: also sources of other detectors.
+        chain: downstream heads, whose jets and missing momentum are written, too.
     """
 
     model: str
@@ -52,12 +54,15 @@ class Plan:
     accept_mismatch: bool = False
     file_format: str = "parquet"
     latents: bool = False
+    chain: HeadChain = NO_HEADS
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the files of candidates depend on besides their sources; `model` is for messages."""
         versions = {"extraction_version": EXTRACTION_VERSION, "candidates_version": CANDIDATES_VERSION}
         options = {"detector": self.detector or self.trained_on, "format": self.file_format, "latents": self.latents}
+        if self.chain.heads:
+            options["heads"] = self.chain.settings
         return {"model": self.model, "model_hash": self.model_hash, **options, **versions}
 
     @property
@@ -71,7 +76,7 @@ class Plan:
 
     def identity(self, name: str, digest: str, detector: str) -> str:
         """Names what a source's file of candidates holds."""
-        options = (detector, self.file_format, self.latents)
+        options = (detector, self.file_format, self.latents, *self.chain.settings)
         return content_hash("candidates", name, digest, self.model_hash, *options, EXTRACTION_VERSION, CANDIDATES_VERSION)
 
     def detector_of(self, source: EventSource) -> Detector:
@@ -157,13 +162,16 @@ def _write(
     task, detector = ReconstructionConfig(**bundle.card["task"]), find_detector(record.detector)
     width = bundle.model.config.width if plan.latents else None
     num_candidates, unusable = 0, []
-    with candidate_writer(folder, record.file, plan.file_format, detector, width=width) as writer:
+    with_latents = plan.latents or plan.chain.needs_latents
+    with candidate_writer(folder, record.file, plan.file_format, detector, width=width, chain=plan.chain) as writer:
         # Not in a thread of its own: beside the network that cost a quarter more CPU time and saved none.
         # A remote file, for which one waits, is read ahead by its reader.
         for part, num_clusters in _parts(source, detector, with_counts=plan.file_format == "root" and len(detector.clusters) > 1):
             events = from_arrow(part.table)
-            prediction = run_model(bundle.model, events, task, with_latents=plan.latents)
-            writer.add(FoundCandidates(part.table, events, prediction, num_clusters))
+            prediction = run_model(bundle.model, events, task, with_latents=with_latents)
+            said = plan.chain.apply(bundle, events, prediction) if plan.chain.heads else None
+            written = prediction if plan.latents else replace(prediction, latents=None)
+            writer.add(FoundCandidates(part.table, events, written, num_clusters, said))
             num_candidates += len(prediction.candidates.event)
             unusable += [(event.entry, event.reason) for event in part.dropped]
             if progress is not None:

@@ -44,6 +44,7 @@ from pfscale.training.shared_model import SharedModel
 
 MANIFEST = "latents.json"
 SAME, RANDOM = "same", "random"  # encoders: the model's own; `random:SEED`, of its architecture and normalisation
+_NO_GEN_JET = {"gen_energy": np.nan, "gen_pt": np.nan, "flavour": -1, "top_role": 0}
 _COV_D0, _COV_Z0 = 0, 9  # of (D0, phi, omega, Z0, tanLambda), lower triangle by row
 _TARGETS = tuple(f"{kind}_target.list.element.particle_number" for kind in ("track", "cluster"))
 _GEN = (
@@ -261,13 +262,14 @@ def _make(
     return count
 
 
-def find_objects(events: RaggedEvents, candidates: Candidates, latents: NDArray[np.float32]) -> EventObjects:
+def find_objects(events: RaggedEvents, candidates: Candidates, latents: NDArray[np.float32], *, with_truth: bool = True) -> EventObjects:
     """Candidates with their tracks, jets and latents.
 
     Args:
-        events: with truth (COLUMNS).
+        events: with the columns COLUMNS; without truth, with those of `extract_events`.
         candidates: by event and element.
         latents: (elements, K).
+        with_truth: False: nothing has a partner, and events are of no split.
     """
     num = events.num_events
     element = events.offsets[candidates.event] + candidates.element_index
@@ -276,26 +278,32 @@ def find_objects(events: RaggedEvents, candidates: Candidates, latents: NDArray[
     )
     names = ("element_index", "pdg", "charge", "px", "py", "pz", "energy")
     candidate = {name: np.asarray(getattr(candidates, name)) for name in names}
-    candidate |= {"jet_idx": jets.jet_of_particle, "origin": _origins(events)[element]}
+    candidate |= {"jet_idx": jets.jet_of_particle}
     candidate |= {name: values[element] for name, values in _impact_parameters(events).items()}
-    table = events.table
+    candidate["origin"] = _origins(events)[element] if with_truth else np.full(len(element), -1, np.int8)
+    px, py, pz = cartesian(jets.pt, jets.eta, jets.phi)
+    jet = {"px": px, "py": py, "pz": pz, "energy": jets.energy}
+    jet |= _truth_of_jets(events, jets) if with_truth else {name: np.full(len(jets), value) for name, value in _NO_GEN_JET.items()}
     return EventObjects(
-        event={
-            "uid": events.uid,
-            "split": np.array([SPLITS.index(name) for name in struct_leaf(table, "event", "split")], np.int8),
-            "split_hash": struct_leaf(table, "event", "split_hash"),
-        },
+        event=_identity(events, with_truth=with_truth),
         candidate_offsets=np.searchsorted(candidates.event, np.arange(num + 1)),
         candidate=candidate,
         jet_offsets=np.searchsorted(jets.event, np.arange(num + 1)),
-        jet=_with_truth(events, jets),
-        gen_met={name: struct_leaf(table, "gen_met", name) for name in ("px", "py")},
+        jet=jet,
+        gen_met={name: struct_leaf(events.table, "gen_met", name) if with_truth else np.full(num, np.nan) for name in ("px", "py")},
         latents=latents[element].astype(np.float16),
     )
 
 
-def _with_truth(events: RaggedEvents, jets: Any) -> dict[str, NDArray]:
-    """Momenta of jets, and what the gen jets matched to them are."""
+def _identity(events: RaggedEvents, *, with_truth: bool) -> dict[str, NDArray]:
+    if not with_truth:
+        return {"uid": events.uid, "split": np.full(events.num_events, -1, np.int8), "split_hash": events.uid}
+    splits = [SPLITS.index(name) for name in struct_leaf(events.table, "event", "split")]
+    return {"uid": events.uid, "split": np.array(splits, np.int8), "split_hash": struct_leaf(events.table, "event", "split_hash")}
+
+
+def _truth_of_jets(events: RaggedEvents, jets: Any) -> dict[str, NDArray]:
+    """What the gen jets matched to the jets are."""
     offsets, gen = list_leaves(events.table, "gen_jet")
     gen_event = np.repeat(np.arange(events.num_events), np.diff(offsets))
     matches = match_jets(
@@ -307,16 +315,11 @@ def _with_truth(events: RaggedEvents, jets: Any) -> dict[str, NDArray]:
         gen_eta=gen["eta"],
         gen_phi=gen["phi"],
     )
-    px, py, pz = cartesian(jets.pt, jets.eta, jets.phi)
-    found: dict[str, NDArray] = {"px": px, "py": py, "pz": pz, "energy": jets.energy}
-    for name, source, nothing in (
-        ("gen_energy", "energy", np.nan),
-        ("gen_pt", "pt", np.nan),
-        ("flavour", "flavour", -1),
-        ("top_role", "top_role", 0),
-    ):
-        found[name] = np.full(len(jets), nothing, np.asarray(gen[source]).dtype)
-        found[name][matches.reco] = gen[source][matches.gen]
+    found: dict[str, NDArray] = {}
+    for name, nothing in _NO_GEN_JET.items():
+        source = np.asarray(gen[name.removeprefix("gen_")])
+        found[name] = np.full(len(jets), nothing, source.dtype)
+        found[name][matches.reco] = source[matches.gen]
     return found
 
 

@@ -27,6 +27,7 @@ from pfscale.shards.workers import ImportAhead, count_workers, map_unordered
 from pfscale.tracking.registry import weights_digest
 from pfscale.training.candidate_files import FORMATS, CandidateFile, read_record
 from pfscale.training.find_candidates import Outcome, Plan, find_candidates, source_digest
+from pfscale.training.head_chain import chain_of
 from pfscale.training.lookup import locate_model
 from pfscale.training.reconstruction import (
     Reconstruction,
@@ -53,6 +54,7 @@ def reconstruct(
     accept_mismatch: bool = False,
     file_format: str = "parquet",
     latents: bool = False,
+    heads: Sequence[str] = (),
     num_workers: int | None = None,
     strict: bool = False,
     tracking_uri: str = "sqlite:///mlflow.db",
@@ -70,6 +72,8 @@ def reconstruct(
         output: a folder, or the URL of one.
         detector: whose tables name the collections; None: what a file says of itself, else the model's.
         accept_mismatch: reconstruct files of another detector than the model's instead of refusing them.
+        heads: downstream models of this model's candidates: column `jet` (px, py, pz, energy in GeV; `score_<class>` of a flavour head,
+            `energy_corrected` of an energy head), and `met` (px, py in GeV) of a missing-momentum head; Parquet only.
         num_workers: files at the same time; 0 or None: as many as there are CPUs. One file, or one worker, needs no Ray unless one is
             there: then this process does the work, with all threads that torch has.
         strict: raise at the first bad file, or the first event that cannot be used, instead of setting it aside in the manifest.
@@ -77,15 +81,18 @@ def reconstruct(
 
     Raises:
         ModelNotFoundError: no such model.
-        InputFileError: nothing matches; every file is bad (or one, if `strict`); another detector's; a model without normalisation.
+        InputFileError: nothing matches; every file is bad (or one, if `strict`); another detector's; a model without normalisation;
+            a head of another model.
         OutputExistsError: `output` holds something else. The same again is not an error: nothing is done.
         UnknownNameError: no such detector or format.
         ResourceError: more workers than CPUs, the disk is full, a store cannot be reached, another process is at work in `output`.
     """
     if file_format not in FORMATS:
         raise unknown_name("format", file_format, FORMATS)
+    if heads and file_format != "parquet":
+        raise InputFileError("jets and missing momentum of heads are written to Parquet", where="--head", hint="leave --format away")
     bundle, plan = _loaded(
-        model, tracking_uri, detector=detector, accept_mismatch=accept_mismatch, file_format=file_format, latents=latents
+        model, tracking_uri, heads, detector=detector, accept_mismatch=accept_mismatch, file_format=file_format, latents=latents
     )
     paths = expand_sources(sources)
     files = files_of(paths, plan)
@@ -117,7 +124,7 @@ def reconstruct(
         return result
 
 
-def _loaded(model: str, tracking_uri: str, *, detector: str | None, **options: Any) -> tuple[Bundle, Plan]:
+def _loaded(model: str, tracking_uri: str, heads: Sequence[str], *, detector: str | None, **options: Any) -> tuple[Bundle, Plan]:
     """The model, and what is asked of every source.
 
     Raises:
@@ -127,7 +134,9 @@ def _loaded(model: str, tracking_uri: str, *, detector: str | None, **options: A
     place, address = locate_model(model, tracking_uri=tracking_uri)
     bundle = load_bundle(place)
     parts = (weights_digest(place), bundle.model.config.model_dump(mode="json"), bundle.card["task"])
-    plan = Plan(address, content_hash("model", *parts), bundle.card["detector"], detector, **options)
+    model_hash = content_hash("model", *parts)
+    chain = chain_of(heads, model=address, model_hash=model_hash, tracking_uri=tracking_uri)
+    plan = Plan(address, model_hash, bundle.card["detector"], detector, chain=chain, **options)
     find_detector(detector or plan.trained_on)
     if detector is not None:
         plan.require_match(detector, where="--detector")

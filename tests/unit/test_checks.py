@@ -82,7 +82,9 @@ def add_jets(row: dict[str, Any]) -> None:
     event = np.zeros(len(particles), np.int64)
     jets = cluster_jets(num_events=1, event=event, px=px, py=py, pz=pz, energy=[p["energy"] for p in particles])
     fields = ("pt", "eta", "phi", "energy")
-    row["gen_jet"] = [dict(zip(fields, values, strict=True), flavour=1) for values in zip(*(getattr(jets, f) for f in fields), strict=True)]
+    row["gen_jet"] = [
+        dict(zip(fields, values, strict=True), flavour=1, top_role=0) for values in zip(*(getattr(jets, f) for f in fields), strict=True)
+    ]
     for particle, jet in zip(particles, jets.jet_of_particle, strict=True):
         particle["jet_idx"] = int(jet)
     for target in row["track_target"] + row["cluster_target"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import uproot
 
 from pfscale.edm4hep.detectors import find_detector
+from pfscale.edm4hep.origins import ORIGINS
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import InputFileError
 from pfscale.shards.events import EventTable, extract_events
@@ -63,6 +65,10 @@ def test_cld_jets_are_b(cld_event: dict[str, Any]) -> None:
     assert [jet["flavour"] for jet in cld_event["gen_jet"]] == [5, 5]
     jets = {target["jet_idx"] for target in cld_event["track_target"] if target["class"]}
     assert jets <= {-1, 0, 1}
+    origins = Counter(ORIGINS[p["origin"]] for p in cld_event["gen_particle"] if p["charge"] and p["jet_idx"] >= 0)
+    assert min(origins["primary"], origins["from B"], origins["from B via D"]) > 0
+    assert origins["from D"] == 0
+    assert all(jet["top_role"] == 0 for jet in cld_event["gen_jet"])
     assert {0, 1} <= jets
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,7 +30,7 @@ def jetty_events(num_events: int, *, seed: int = 0, mean: int = 40) -> dict[str,
 
 def sources_of(rows: list[tuple[int, float, float, float, float, int, bool]]) -> FlavourSources:
     event, px, py, pz, energy, flavour, is_ghost = (np.array(c) for c in zip(*rows, strict=True))
-    return FlavourSources(event, px, py, pz, energy, flavour.astype(np.int8), is_ghost)
+    return FlavourSources(event, px, py, pz, energy, flavour.astype(np.int8), is_ghost, np.zeros(len(event), np.int8))
 
 
 def test_rotation_about_the_beam_leaves_jets() -> None:
@@ -83,9 +85,8 @@ def test_ghosts_do_not_change_jets(seed: int, num_ghosts: int) -> None:
     rng = np.random.default_rng(seed)
     p = rng.normal(size=(3, num_ghosts)) * 50
     p[:, 0] = 0  # a ghost at rest
-    ghosts = FlavourSources(
-        rng.integers(0, 6, num_ghosts), *p, np.linalg.norm(p, axis=0) + 5, np.full(num_ghosts, 5, np.int8), np.ones(num_ghosts, bool)
-    )
+    event, energy = rng.integers(0, 6, num_ghosts), np.linalg.norm(p, axis=0) + 5
+    ghosts = FlavourSources(event, *p, energy, np.full(num_ghosts, 5, np.int8), np.ones(num_ghosts, bool), np.zeros(num_ghosts, np.int8))
     plain, ghosted = cluster_jets(num_events=6, **particles), gen_jets(num_events=6, **particles, sources=ghosts)
     np.testing.assert_allclose(ghosted.pt, plain.pt, rtol=1e-12)
     np.testing.assert_allclose(ghosted.energy, plain.energy, rtol=1e-12)
@@ -215,6 +216,45 @@ def test_hard_partons_are_those_without_coloured_parents() -> None:
     assert found.px.tolist() == [2, 4, 5, 9]
     assert found.flavour.tolist() == [5, 3, 4, 21]
     assert not found.is_ghost.any()
+
+
+def test_quarks_of_tops_have_their_role() -> None:
+    """Catches copies of tops and W bosons that hide a quark's origin, gluons and leptons that count as quarks, and tops mixed up."""
+    found = record(
+        (6, 2, []),
+        (6, 2, [0]),  # a copy
+        (24, 2, [1]),
+        (5, 2, [1]),  # 3: b
+        (21, 2, [1]),  # 4: radiated by the top, no quark
+        (24, 2, [2]),  # a copy
+        (2, 2, [5]),  # 6
+        (-1, 2, [5]),  # 7
+        (2, 2, [6]),  # a later copy: no hard parton
+        (-6, 2, []),
+        (-5, 2, [9]),  # 10
+        (-24, 2, [9]),
+        (11, 1, [11]),
+        (-12, 1, [11]),
+        (24, 2, []),  # of no top
+        (4, 2, [14]),  # 15
+    )
+    role = dict(zip(found.px.astype(int).tolist(), found.top_role.tolist(), strict=True))
+    assert role == {3: 1, 4: 0, 6: 2, 7: 2, 10: -1, 15: 0}
+
+
+def test_quarks_of_tops_are_matched_to_jets_one_to_one() -> None:
+    """Catches two quarks in one jet that both count, and a quark that takes the jet of a closer one."""
+    axes = [(20.0, 0.0, 0.0), (0.0, 20.0, 0.0), (-20.0, 0.0, 0.0)]
+    columns = dict(
+        zip(("event", "px", "py", "pz", "energy"), (np.array(c) for c in zip(*[(0, *a, 20.0) for a in axes], strict=True)), strict=True)
+    )
+    partons = [(0, 19.0, 3.0, 0.0, 20.0, 1, False), (0, 19.0, 1.0, 0.0, 20.0, 5, False), (0, 1.0, 19.0, 0.0, 20.0, 2, False)]
+    sources = replace(sources_of(partons), top_role=np.array([2, 1, -2], np.int8))
+    jets = gen_jets(num_events=1, **columns, sources=sources)
+    by_phi = {round(float(phi), 1): int(role) for phi, role in zip(jets.phi, jets.top_role, strict=True)}
+    assert by_phi[0.0] == 1
+    assert by_phi[1.6] == -2
+    assert sorted(by_phi.values()) == [-2, 0, 1]
 
 
 def test_relations_that_point_nowhere_are_ignored() -> None:

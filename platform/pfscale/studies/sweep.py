@@ -165,6 +165,7 @@ def _log_result(result: SweepResult, logger: RunLogger) -> None:
     logger.log_text(best, BEST_CONFIG)
     for name, (figure, numbers) in result.figures.items():
         figure.savefig(result.folder / f"{name}.png", dpi=150)
+        (result.folder / f"{name}.json").write_text(json.dumps(jsonable(numbers), indent=1))
         logger.log_figure(figure, f"figures/{name}.png")
         logger.log_json(numbers, f"figures/{name}.json")
     metric = result.plan.question.sweep.metric

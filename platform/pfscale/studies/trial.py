@@ -84,7 +84,7 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], plan: TrialPlan | None = None) -> None:
         if plan is not None:  # Tune gives it to the first trial of a process
             self.plan = plan
-        if self.plan.directory.is_dir():  # not on every node of a cluster; Ray has gone to a folder of the trial's own
+        if self.plan.directory.is_dir():  # not on every node of a cluster
             os.chdir(self.plan.directory)
         self.settings = self.plan.settings(config)
         self.own_id = self.trial_id  # Tune has changed it when it asks to end a trial that it stopped
@@ -100,7 +100,7 @@ class Trial(tune.Trainable):
             found = next((values for values in read_evaluations(training.folder) if values["step"] > self.last_step), None)
             if found is not None:
                 self.last_step = int(found["step"])
-                return _finite(found)
+                return self._reported(_finite(found))
             if is_over:
                 return self._end(training)
             time.sleep(_POLL_SECONDS)
@@ -150,12 +150,17 @@ class Trial(tune.Trainable):
         except DivergedError:  # such settings do not work: a result, not a failure of the sweep
             training.has_ended = True
             row = self._write(DIVERGED)
-            worst = _WORST if sweep.mode == "min" else -_WORST
-            return {**row.metrics, "step": row.last_step, sweep.metric: worst, "done": True}
+            return self._reported({"step": row.last_step}) | {"done": True}
         training.has_ended = True
         test = measure_on_test(sweep, training.launch, run)
-        row = self._write(FINISHED, run, {**run.metrics, **test.metrics}, test.replicas)
-        return {**row.metrics, "step": row.last_step, "done": True}
+        on_the_way = _at_step(training.folder, run.metrics.get("best_step"))
+        row = self._write(FINISHED, run, {**on_the_way, **run.metrics, **test.metrics}, test.replicas)
+        return self._reported({**row.metrics, "step": row.last_step}) | {"done": True}
+
+    def _reported(self, values: dict[str, float]) -> dict[str, Any]:
+        """With the sweep's metric, which Tune wants in every report: the worst where it could not be measured."""
+        sweep = self.plan.question.sweep
+        return {sweep.metric: _WORST if sweep.mode == "min" else -_WORST, **values}
 
     def _stop(self) -> None:
         """Ends a training that goes on, with a checkpoint; where the scheduler wanted it, with a row of what it has shown."""
@@ -266,6 +271,12 @@ class _Training:
     def run_id(self) -> str:
         """Of its MLflow run; empty before there is one."""
         return self.tracker.find_run(self.launch.fingerprint) or ""
+
+
+def _at_step(folder: Path, step: float | None) -> dict[str, float]:
+    """What was evaluated at the step of the model that is kept: jets on the way, say, which the end does not measure again."""
+    found = next((values for values in read_evaluations(folder) if values["step"] == step), {})
+    return {name: value for name, value in found.items() if name != "step"}
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -113,6 +113,7 @@ def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours asks for the same, and tells it from SIGTERM
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # it would move a process while the training that ends in it still reads relative paths
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 

@@ -10,25 +10,25 @@ from pfscale.report.style import Drawn, look, new_figure, say_empty, styled
 
 @dataclass(frozen=True)
 class SearchStep:
-    """After a trial: `elements` that all trials have learned from so far, and the best value of the metric so far."""
+    """After a trial: floating-point operations of all trials so far, by formula, and the best value of the metric so far."""
 
-    elements: float
+    flops: float
     best: float
 
 
 @styled
 def search_progress(curves: Mapping[str, Sequence[SearchStep]], *, metric: str, lower_is_better: bool) -> Drawn:
-    """One step line per search, against elements learned from by all of its trials."""
+    """One step line per search, against the operations of all of its trials."""
     figure = new_figure(width=6.6, height=4.8)
     axes = figure.subplots()
     for key, steps in curves.items():
         style = look(key, among=list(curves))
-        x, y = [step.elements for step in steps], [step.best for step in steps]
+        x, y = [step.flops for step in steps], [step.best for step in steps]
         axes.step(x, y, where="post", color=style.colour, linestyle=style.line, marker=style.marker, label=style.label)
     better = "lower" if lower_is_better else "higher"
-    axes.set(xlabel="Elements learned from, all trials so far", ylabel=f"Best {metric.replace('_', ' ')} so far ({better} is better)")
+    axes.set(xlabel="Training FLOPs of all trials so far", ylabel=f"Best {metric.replace('_', ' ')} so far ({better} is better)")
     if curves:
         axes.legend(title="one value per trial, no uncertainty")
     else:
         say_empty(axes, "no trial has finished")
-    return figure, {key: {"elements": [s.elements for s in steps], "best": [s.best for s in steps]} for key, steps in curves.items()}
+    return figure, {key: {"flops": [s.flops for s in steps], "best": [s.best for s in steps]} for key, steps in curves.items()}

@@ -13,6 +13,7 @@ from pfscale.physics.bootstrap import Estimate
 from pfscale.report.figures import TransferPoint, transfer_curves
 from pfscale.report.search_figure import SearchStep, search_progress
 from pfscale.report.style import Drawn
+from pfscale.studies.compute import flops_of
 from pfscale.studies.heads_answer import heads_answer
 from pfscale.studies.ladder import MODE, SIZE
 from pfscale.studies.measure import PREFIX
@@ -93,9 +94,9 @@ def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     numbers["best_so_far"] = {label: [asdict(step) for step in steps] for label, steps in curves.items()}
     control = [row for row in ranked(rows, sweep) if row.group == CONTROL and row.status == FINISHED]
     if control:
-        elements = {group: sum(row.elements for row in rows if row.group == group) for group in ("", CONTROL)}
+        flops = {group: sum(flops_of(plan, row) for row in rows if row.group == group) for group in ("", CONTROL)}
         sentences.append(
-            f"random search with {elements[CONTROL] / max(elements[''], 1):.2f} times the elements: {control[0].metrics[sweep.metric]:.4g}"
+            f"random search with {flops[CONTROL] / max(flops[''], 1):.2f} times the operations: {control[0].metrics[sweep.metric]:.4g}"
         )
     for settings, values in _winners(plan, rows):
         sentences.append(f"{settings}: {np.mean(values):.4g} ± {np.std(values, ddof=1):.2g} over {len(values)} seeds")
@@ -155,16 +156,16 @@ def _cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _best_so_far(plan: SweepPlan, rows: Sequence[Row]) -> list[SearchStep]:
-    """After every trial, in the order of their ends: elements seen by all so far, and the best value so far."""
+    """After every trial, in the order of their ends: operations of all so far, and the best value so far."""
     sweep = plan.question.sweep
     sign = 1.0 if sweep.mode == "min" else -1.0
-    seen, best, steps = 0, math.inf, []
+    seen, best, steps = 0.0, math.inf, []
     for row in sorted(rows, key=lambda row: row.ended):
-        seen += row.elements
+        seen += flops_of(plan, row)
         value = row.metrics.get(sweep.metric, math.nan)
         if math.isfinite(value):
             best = min(best, sign * value)
-            steps.append(SearchStep(float(seen), sign * best))
+            steps.append(SearchStep(seen, sign * best))
     return steps
 
 

@@ -128,6 +128,8 @@ class SweepConfig(Config):
             raise ValueError("heads are measured on the test split of their own shards: leave `test:` away")
         if self.answer == "downstream" and self.verb != "downstream":
             raise ValueError("answer: downstream goes with verb: downstream")
+        if self.verb == "downstream" and (self.control or self.answer == "search"):
+            raise ValueError("operations are counted for particle-flow models only: use answer: table or downstream, without control")
         if self.control and self.search != "optuna" and self.scheduler.kind == "none":
             raise ValueError("control compares a search with plain random search: it needs search: optuna or a scheduler")
         return self

@@ -222,12 +222,16 @@ def _planned(draw: Draw, launch: Launch | HeadLaunch) -> Planned:
     if getattr(config, "mode", "") == "zero-shot":
         return Planned(draw, launch, 0, 0.0)
     index = load_index(config.data.shards)
-    members = select_events(index, "train", config.data.num_events)
-    lengths = index.num_elements[members]
-    sample = lengths[: min(len(lengths), _EXAMPLES)]
-    per_element = training_flops(Mlpf(launch.model), sample.tolist()) / max(int(sample.sum()), 1)
+    total = int(index.num_elements[select_events(index, "train", config.data.num_events)].sum())
     num_steps = config.optimisation.num_steps
-    return Planned(draw, launch, num_steps, per_element * num_steps * min(config.data.tokens_per_step, int(lengths.sum())))
+    return Planned(draw, launch, num_steps, flops_per_element(launch) * num_steps * min(config.data.tokens_per_step, total))
+
+
+def flops_per_element(launch: Launch) -> float:
+    """Operations of a training step over the elements of its events, as long as the first ones of the data."""
+    index = load_index(launch.config.data.shards)
+    lengths = index.num_elements[select_events(index, "train", launch.config.data.num_events)[:_EXAMPLES]]
+    return training_flops(Mlpf(launch.model), lengths.tolist()) / max(int(lengths.sum()), 1)
 
 
 def _work_per_second(trials: Sequence[Planned], tracker: Tracker) -> float:

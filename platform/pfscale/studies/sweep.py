@@ -19,6 +19,7 @@ from pfscale.errors import TrainingError
 from pfscale.ray_cluster import ray_cluster
 from pfscale.report.style import Drawn
 from pfscale.studies.answers import ANSWERS
+from pfscale.studies.compute import flops_of, flops_of_draw
 from pfscale.studies.config import Draw, draws, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.plan import SweepPlan, concurrency_of
@@ -29,6 +30,7 @@ from pfscale.training.storage import claimed, storage_folder
 
 _log = logging.getLogger(__name__)
 BEST_CONFIG = "best.yaml"
+_MOST_CONTROLS = 4  # draws of the control for each trial of the search
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,17 @@ def _without_seed(row: Row) -> Draw:
 
 
 def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
-    """So many random draws as can run to their end with the elements that the search has seen."""
-    seen = sum(row.elements for row in rows if not row.group)
-    whole = [row.elements for row in rows if not row.group and row.status == FINISHED and row.elements]
-    count = max(1, round(seen / (sum(whole) / len(whole)))) if whole else len(plan.trials)
+    """So many random draws as can run to their end with the operations of the search; one at least."""
+    left = sum(flops_of(plan, row) for row in rows if not row.group)
     sweep = plan.question.sweep
-    return draws(sweep.model_copy(update={"num_samples": count, "search": "random", "search_seed": sweep.search_seed + 1}))
+    wanted: list[Draw] = []
+    count = len(rows) * _MOST_CONTROLS
+    for draw in draws(sweep.model_copy(update={"num_samples": count, "search": "random", "search_seed": sweep.search_seed + 1})):
+        left -= flops_of_draw(plan, draw)
+        if wanted and left < 0:
+            break
+        wanted.append(draw)
+    return wanted
 
 
 def _log_question(plan: SweepPlan, logger: RunLogger) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 from pfscale.report.arms_figure import ArmPoint, arm_curves
 from pfscale.report.style import Drawn
 from pfscale.studies.config import Draw
+from pfscale.studies.heads_figures import figures_of, latents_figures, said
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.rows import FINISHED, Row
-from pfscale.training.downstream import DownstreamConfig
+from pfscale.tasks.arms import has_latents
+from pfscale.training.downstream import DownstreamConfig, HeadLaunch
+from pfscale.training.latents import load_objects
 
 # task -> (metric, what it is, unit, whether lower is better), the first one in sentences
 METRICS: dict[str, tuple[tuple[str, str, str, bool], ...]] = {
@@ -39,6 +42,7 @@ class Cell:
     Attributes:
         labels: training events; 0: all.
         values: metric -> one per seed; `errors`: of the test events, by the bootstrap, mean over seeds.
+        models: folder of each seed's.
     """
 
     task: str
@@ -48,6 +52,7 @@ class Cell:
     parameters: int
     values: dict[str, list[float]]
     errors: dict[str, float]
+    models: list[str]
 
     @property
     def name(self) -> str:
@@ -83,7 +88,9 @@ def cells_of(plan: SweepPlan, rows: Sequence[Row]) -> list[Cell]:
                 if of_rows:
                     values[metric] = of_rows
                     errors[metric] = float(np.mean([row.metrics.get(f"test/{metric}_error", math.nan) for row in same]))
-        found.append(Cell(task, arm, state, labels, int(same[0].metrics.get("num_parameters", 0)), values, errors))
+        found.append(
+            Cell(task, arm, state, labels, int(same[0].metrics.get("num_parameters", 0)), values, errors, [row.model for row in same])
+        )
     return found
 
 
@@ -103,6 +110,12 @@ def heads_answer(plan: SweepPlan, rows: Sequence[Row]) -> tuple[tuple[str, ...],
                 plain = [value for cell in of_task for value in cell.values.get(f"baseline/{metric}", ())]
                 baseline = float(np.mean(plain)) if plain else None
                 figures[f"{task}_{metric}"] = arm_curves(points, metric=label, unit=unit, baseline=baseline)
+        most = max((cell.labels or math.inf) for cell in of_task)
+        figures |= figures_of(task, {cell.name: said(cell.models) for cell in of_task if (cell.labels or math.inf) == most})
+    launches = [trial.launch for trial in plan.trials if isinstance(trial.launch, HeadLaunch) and has_latents(trial.launch.config.arm)]
+    for launch in {launch.cache: launch for launch in launches}.values():
+        encoder = launch.plan.encoder_name.replace(":", "_").replace("/", "_")
+        figures |= latents_figures(load_objects(launch.cache)[1], encoder)
     return tuple(sentences), numbers, figures
 
 

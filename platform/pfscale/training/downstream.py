@@ -24,13 +24,14 @@ from pfscale.models.networks import NetworkConfig, build_network
 from pfscale.models.set_networks import LinearConfig
 from pfscale.models.sets import Widths
 from pfscale.physics.bootstrap import Estimate, event_bootstrap
+from pfscale.physics.met import missing_momentum
 from pfscale.shards.dataset import load_index, read_events
 from pfscale.shards.objects import EventObjects
 from pfscale.shards.ragged import INPUT_COLUMNS
 from pfscale.tasks.arms import Arm, has_latents, set_data
 from pfscale.tasks.downstream import TASKS, TaskConfig
 from pfscale.tasks.missing_momentum import MissingMomentumConfig
-from pfscale.tasks.sets import DownstreamTask, SetData
+from pfscale.tasks.sets import DownstreamTask, Examples, SetData
 from pfscale.tracking.registry import register_model, weights_digest
 from pfscale.tracking.runs import RunLogger, Tracker, connect, ended
 from pfscale.training.config import OptimisationConfig, loggable
@@ -44,6 +45,7 @@ from pfscale.training.storage import claimed, read_finished, storage_folder, wri
 
 DOWNSTREAM_VERSION = "2"  # to be raised when the same config and data give other weights
 HEAD_KIND = "downstream"
+PREDICTIONS = "test.npz"  # in a run's folder: what the head says of the test split, and what is true
 Backbone = Literal["pretrained-frozen", "pretrained-finetuned", "random-frozen"]
 
 
@@ -232,7 +234,7 @@ def _train(launch: HeadLaunch, tracker: Tracker) -> Run:
             what = f"stopped as asked, with a checkpoint at step {state.step}"
             raise StoppedError(what, where=launch.name, hint="the same command goes on from there")
         training.module.load_state_dict(best)
-        metrics = _measured(training, splits)
+        metrics = _measured(training, splits, launch.folder / PREDICTIONS)
         metrics |= {"validation_loss": state.best_loss, "best_step": float(state.best_step)}
         return _finish(launch, tracker, logger, training, metrics, splits.train.sets.examples.notes)
 
@@ -313,10 +315,11 @@ def _objects(folder: str) -> EventObjects:
     return load_objects(folder)[1]
 
 
-def _measured(training: HeadTraining, splits: _Splits) -> dict[str, float]:
-    """Figures of merit on the test split, and sizes."""
+def _measured(training: HeadTraining, splits: _Splits, kept: Path) -> dict[str, float]:
+    """Figures of merit on the test split, and sizes; what the head said goes to the file `kept`."""
     test = _without_latents(splits.test) if training.module.encoder is not None else splits.test
     found = predictions(training.module, test, training.device)
+    _keep(found, training.module.task, test.sets.examples, splits.test_objects, kept)
     bootstrap = event_bootstrap(splits.test_objects.num_events, seed=1)
     estimates: dict[str, Estimate] = training.module.task.metrics(found, test.sets.examples, splits.test_objects, bootstrap)
     metrics = {f"test/{name}": value for name, value in described(estimates).items()}
@@ -326,6 +329,18 @@ def _measured(training: HeadTraining, splits: _Splits) -> dict[str, float]:
         "num_test_examples": float(len(test)),
         "num_epochs": training.optimisation.num_steps * training.batch_size / len(training.train),
     }
+
+
+def _keep(said: NDArray[np.float32], task: DownstreamTask, examples: Examples, objects: EventObjects, path: Path) -> None:
+    """Predictions and truth of the test split, for figures of many heads."""
+    values: dict[str, NDArray] = {"predictions": said, "uid": objects.event["uid"][examples.event], **examples.targets}
+    if (examples.jet >= 0).all():
+        values |= {name: objects.jet[name][examples.jet] for name in ("energy", "gen_energy", "gen_pt")}
+    else:
+        plain = missing_momentum(objects.event_of_candidate, *(objects.candidate[n] for n in ("px", "py")), num_events=objects.num_events)
+        values["plain"] = np.stack(plain, 1)[examples.event]
+    values["classes"] = np.array(getattr(task, "classes", ()), dtype=np.str_)
+    np.savez_compressed(path, allow_pickle=False, **values)
 
 
 def _finish(

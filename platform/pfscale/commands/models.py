@@ -159,8 +159,8 @@ def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
 
     from pfscale.tracking.registry import list_models
 
-    tags = ("verb", "parent", "events", "validation_loss", "jet_response_iqr_over_median", "met_resolution", "simulation")
-    headers = ("verb", "parent", "events", "validation loss", "jet IQR/median", "MET σ [GeV]", "simulation")
+    tags = ("verb", "parent", "events", "validation_loss", "jet_response_iqr_over_median", "met_resolution", "headline", "simulation")
+    headers = ("verb", "parent", "events", "validation loss", "jet IQR/median", "MET σ [GeV]", "of the head", "simulation")
     versions = list_models(tracking_uri)
     names = [version.uri.removeprefix("models:/") for version in versions]
     table = Table(caption="figures: of validation events, at the end of the training; models show says how many")

@@ -379,6 +379,7 @@ def _finish(
         name = f"{TASKS[type(config.task)].name}-{manifest.detector}" if config.register_as == "auto" else config.register_as
         tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb", "task", "arm", "state")}
         headline = f"test/{training.module.task.headline()}"
+        tags["events"] = str(config.data.num_events or manifest.splits["train"])
         tags["headline"] = f"{headline.removeprefix('test/')} {metrics.get(headline, float('nan')):.4g}"
         version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=name, tags=tags)
     run = Run(logger.run_id, launch.name, launch.fingerprint, metrics, bundle, version, logger.link, notes=notes)

@@ -230,7 +230,7 @@ def test_the_answer_of_a_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     found = answers.transfer(plan_for("transfer"), ladder_rows())
     (sentence,) = found.sentences
     assert "fine-tuning needs" in sentence
-    assert "times fewer cld events" in sentence
+    assert "times fewer CLD events" in sentence
     assert found.numbers["validation_loss"]["multiplier"]["value"] == pytest.approx(5.0, rel=0.15)
     figure, numbers = found.figures["ladder_validation_loss"]
     assert set(numbers) == {"full", "scratch", "zero-shot", "rule-based"}

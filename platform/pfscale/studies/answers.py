@@ -132,7 +132,7 @@ def _sentence(found: Multiplier, in_words: str, detector: str) -> str:
     interval = f"[{found.low:.1f}, {'at least ' if found.high_is_bound else ''}{found.high:.1f}]"
     at_least = "at least " if found.is_bound else ""
     return (
-        f"at equal {in_words} ({found.at:.4g}), fine-tuning needs {at_least}{found.value:.1f} {interval} times fewer {detector} events "
+        f"at equal {in_words} ({found.at:.4g}), fine-tuning needs {at_least}{found.value:.1f} {interval} times fewer {detector.upper()} events "
         f"than training from scratch ({LEVEL:.0%} interval of the bootstrap over seeds and test events)"
     )
 

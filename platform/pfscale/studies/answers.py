@@ -129,10 +129,11 @@ def _multipliers(rows: Sequence[Row], metric: str) -> tuple[Multiplier, list[Mul
 
 
 def _sentence(found: Multiplier, in_words: str, detector: str) -> str:
+    events = f"{detector.upper()} events"
     interval = f"[{found.low:.1f}, {'at least ' if found.high_is_bound else ''}{found.high:.1f}]"
     at_least = "at least " if found.is_bound else ""
     return (
-        f"at equal {in_words} ({found.at:.4g}), fine-tuning needs {at_least}{found.value:.1f} {interval} times fewer {detector.upper()} events "
+        f"at equal {in_words} ({found.at:.4g}), fine-tuning needs {at_least}{found.value:.1f} {interval} times fewer {events} "
         f"than training from scratch ({LEVEL:.0%} interval of the bootstrap over seeds and test events)"
     )
 

@@ -8,22 +8,16 @@ Files from full simulation keep only the generator statuses 0, 1 and 2, so nothi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from particle import PDGID
 from particle.pdgid import literals as pid
 
+from pfscale.physics.kinds import IS_B_HADRON, IS_COLOURED, IS_D_HADRON, IS_HARD_PARTON, IS_LIGHT_LEPTON, IS_TAU, kinds
 from pfscale.physics.kinematics import Floats
 
 B_HADRON, D_HADRON, TAU = int(pid.b), int(pid.c), int(pid.tau_minus)  # flavour codes of ghosts: 5, 4, 15
 FLAVOURS = (B_HADRON, D_HADRON, TAU, int(pid.s), int(pid.u), int(pid.d), int(pid.g), 0)  # of jets; 0: none found
-_HARD_PARTONS = tuple(int(p) for p in (pid.d, pid.u, pid.s, pid.c, pid.b, pid.g))
-_LIGHT_LEPTONS = (int(pid.e_minus), int(pid.mu_minus))
-
-# bits of a PDG code's kind
-_IS_B_HADRON, _IS_D_HADRON, _IS_TAU, _IS_LIGHT_LEPTON, _IS_HARD_PARTON, _IS_COLOURED = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ def flavour_sources(
         parent_index, daughter_index: rows of the same flat arrays; negative: the relation points nowhere.
     """
     pdg_N = np.asarray(pdg, np.int64)
-    kind_N = _kinds(pdg_N)
+    kind_N = kinds(pdg_N)
     from_generator_N = np.asarray(generator_status) != 0
     daughters = (np.asarray(daughter_offsets, np.int64), np.asarray(daughter_index, np.int64))
     parents = (np.asarray(parent_offsets, np.int64), np.asarray(parent_index, np.int64))
@@ -82,11 +76,11 @@ def flavour_sources(
     def is_kind(bits: int) -> NDArray[np.bool_]:
         return (kind_N & bits) != 0
 
-    is_b = from_generator_N & is_kind(_IS_B_HADRON) & ~_any_related(is_kind(_IS_B_HADRON), *daughters)
-    is_d = from_generator_N & is_kind(_IS_D_HADRON) & ~_any_related(is_kind(_IS_D_HADRON), *daughters)
+    is_b = from_generator_N & is_kind(IS_B_HADRON) & ~_any_related(is_kind(IS_B_HADRON), *daughters)
+    is_d = from_generator_N & is_kind(IS_D_HADRON) & ~_any_related(is_kind(IS_D_HADRON), *daughters)
     has_daughters = np.diff(daughters[0]) > 0
-    is_tau = from_generator_N & is_kind(_IS_TAU) & has_daughters & ~_any_related(is_kind(_IS_TAU | _IS_LIGHT_LEPTON), *daughters)
-    is_parton = is_kind(_IS_HARD_PARTON) & ~_any_related(is_kind(_IS_COLOURED), *parents)
+    is_tau = from_generator_N & is_kind(IS_TAU) & has_daughters & ~_any_related(is_kind(IS_TAU | IS_LIGHT_LEPTON), *daughters)
+    is_parton = is_kind(IS_HARD_PARTON) & ~_any_related(is_kind(IS_COLOURED), *parents)
 
     # A hadron with both flavours (B_c) counts as b; `select` takes the first that holds.
     flavour_N = np.select([is_b, is_d, is_tau, is_parton], [B_HADRON, D_HADRON, TAU, np.abs(pdg_N)], default=0)
@@ -100,38 +94,6 @@ def flavour_sources(
         flavour=flavour_N[rows].astype(np.int8),
         is_ghost=(is_b | is_d | is_tau)[rows],
     )
-
-
-def _kinds(pdg_N: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The `_IS_*` bits of every PDG code; `particle` is asked once per distinct code."""
-    codes, inverse = np.unique(pdg_N, return_inverse=True)
-    return np.array([_kind(int(code)) for code in codes], np.uint8)[inverse] if len(codes) else np.zeros(0, np.uint8)
-
-
-@cache
-def _kind(code: int) -> int:
-    pdgid = PDGID(code)
-    magnitude = abs(code)
-    bits = 0
-    if pdgid.is_hadron and not _is_quarkonium(pdgid):
-        bits |= _IS_B_HADRON if pdgid.has_bottom else 0
-        bits |= _IS_D_HADRON if pdgid.has_charm else 0
-    bits |= _IS_TAU if magnitude == TAU else 0
-    bits |= _IS_LIGHT_LEPTON if magnitude in _LIGHT_LEPTONS else 0
-    bits |= _IS_HARD_PARTON if magnitude in _HARD_PARTONS else 0
-    bits |= _IS_COLOURED if _is_coloured(pdgid) else 0
-    return bits
-
-
-def _is_coloured(pdgid: PDGID) -> bool:
-    """Whether a parton below it is no hard one: gluons and quarks except top."""
-    return bool(pdgid.is_quark or abs(int(pdgid)) == int(pid.g)) and abs(int(pdgid)) != int(pid.t)
-
-
-def _is_quarkonium(pdgid: PDGID) -> bool:
-    """Whether a meson is a quark and its antiquark: for `particle` J/psi has charm and Upsilon bottom, but neither is an open D or B."""
-    magnitude = abs(int(pdgid))
-    return bool(pdgid.is_meson) and (magnitude // 100) % 10 == (magnitude // 10) % 10
 
 
 def _any_related(is_wanted_N: NDArray[np.bool_], offsets: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pfscale.errors import PfscaleError
 from pfscale.physics.flavour import B_HADRON, D_HADRON, TAU, FlavourSources
 from pfscale.physics.kinematics import Floats, deltaR, pt_eta_phi
+from pfscale.physics.matching import match_jets
 from pfscale.physics.ragged import index_within_event, pairs_within_events
 
 JET_RADIUS = 0.4
@@ -48,9 +49,13 @@ class Jets:
 
 @dataclass(frozen=True)
 class GenJets(Jets):
-    """Jets of generator-level particles with their `flavour` (int8): 5, 4, 15, 3, 2, 1, 21; 0: none found."""
+    """Jets of generator-level particles.
+
+    `flavour` int8: 5, 4, 15, 3, 2, 1, 21; 0: none found. `top_role` int8: one of `flavour.TOP_ROLES`.
+    """
 
     flavour: NDArray[np.int8]
+    top_role: NDArray[np.int8]
 
 
 def cluster_jets(*, num_events: int, event: ArrayLike, px: ArrayLike, py: ArrayLike, pz: ArrayLike, energy: ArrayLike) -> Jets:
@@ -78,22 +83,28 @@ def gen_jets(
     energy: ArrayLike,
     sources: FlavourSources | None,
 ) -> GenJets:
-    """The jets of generator-level particles, with flavours if `sources` are given (all 0 otherwise).
+    """The jets of generator-level particles, with flavours and roles if `sources` are given (all 0 otherwise).
 
     A jet is b if it holds the ghost of a B hadron, else c (D hadron), else tau (hadronic tau), else of the nearest hard parton
-    within deltaR 0.4, else 0. Arguments and errors as `cluster_jets`.
+    within deltaR 0.4, else 0. Partons of tops are matched one-to-one to jets within deltaR 0.4, the closest pair first.
+    Arguments and errors as `cluster_jets`.
     """
     event_N = np.asarray(event, np.int64)
     momenta = _momenta(px, py, pz, energy)
     if sources is None:
         plain = _cluster(num_events, event_N, momenta)
-        return GenJets(*plain.kinematics(), jet_of_particle=plain.jet_of_particle, flavour=np.zeros(len(plain.event), np.int8))
+        nothing = np.zeros(len(plain.event), np.int8)
+        return GenJets(*plain.kinematics(), jet_of_particle=plain.jet_of_particle, flavour=nothing, top_role=nothing.copy())
     ghost = sources.is_ghost
     ghost_momenta = _momenta(sources.px[ghost], sources.py[ghost], sources.pz[ghost], sources.energy[ghost]) * GHOST_SCALE
     clustered = _cluster(num_events, np.concatenate([event_N, sources.event[ghost]]), np.concatenate([momenta, ghost_momenta], axis=1))
     jet_of_particle, jet_of_ghost = np.split(clustered.jet_of_particle, [len(event_N)])
-    flavour = _flavours(clustered, sources, jet_of_ghost, num_events)
-    return GenJets(*clustered.kinematics(), jet_of_particle=jet_of_particle, flavour=flavour)
+    return GenJets(
+        *clustered.kinematics(),
+        jet_of_particle=jet_of_particle,
+        flavour=_flavours(clustered, sources, jet_of_ghost, num_events),
+        top_role=_top_roles(clustered, sources, num_events),
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,28 @@ def _flavours(jets: _Clustered, sources: FlavourSources, jet_of_ghost: NDArray[n
         held = (ghost_flavour == wanted) & (jet_of_ghost >= 0)
         flavour[first_jet[ghost_event[held]] + jet_of_ghost[held]] = wanted
     return flavour
+
+
+def _top_roles(jets: _Clustered, sources: FlavourSources, num_events: int) -> NDArray[np.int8]:
+    """The role of every jet in the decay of a top, from the parton that it is matched to; 0: none."""
+    role = np.zeros(len(jets.event), np.int8)
+    of_top = np.flatnonzero(sources.top_role)
+    if not len(of_top):  # nothing is compiled for events without tops
+        return role
+    _, jet_eta, jet_phi = pt_eta_phi(*jets.momenta[:3])
+    _, parton_eta, parton_phi = pt_eta_phi(sources.px[of_top], sources.py[of_top], sources.pz[of_top])
+    matches = match_jets(
+        num_events=num_events,
+        reco_event=sources.event[of_top],
+        reco_eta=parton_eta,
+        reco_phi=parton_phi,
+        gen_event=jets.event,
+        gen_eta=jet_eta,
+        gen_phi=jet_phi,
+        max_delta_r=PARTON_MAX_DELTA_R,
+    )
+    role[matches.gen] = sources.top_role[of_top][matches.reco]
+    return role
 
 
 @lru_cache(maxsize=1)

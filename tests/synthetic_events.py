@@ -61,11 +61,12 @@ def _event(rng: np.random.Generator, number: int, max_particles: int, smear: flo
                 "is_gen_level": True,
                 "jet_idx": -1,
                 "owner": -1,
+                "origin": 0,
             }
         )
     split_hash = int(rng.integers(0, 2**63))
     met = [-sum(p["pt"] * f(p["phi"]) for p in particles) for f in (np.cos, np.sin)]
-    jets = [{"pt": p["pt"], "eta": p["eta"], "phi": p["phi"], "energy": p["energy"], "flavour": 1} for p in particles if p["pt"] > 5]
+    jets = [{name: p[name] for name in ("pt", "eta", "phi", "energy")} | {"flavour": 1, "top_role": 0} for p in particles if p["pt"] > 5]
     event = {
         "uid": number,
         "run": 1,

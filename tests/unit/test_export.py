@@ -156,7 +156,7 @@ def test_the_comparison_is_written_and_the_file_says_what_it_is(file: Path, fold
     assert set(check["differences"]) == {"scores", "pt", "eta", "sin_phi", "cos_phi", "energy"}
     assert max(difference["relative"] for difference in check["differences"].values()) < check["tolerance"]
     metadata = onnx_model.metadata
-    assert (onnx_model.detector, metadata["schema_version"], metadata["threshold"]) == ("clic", "1", "0.9")
+    assert (onnx_model.detector, metadata["schema_version"], metadata["threshold"]) == ("clic", "2", "0.9")
     assert metadata["weights"] == weights_digest(folder)
     assert json.loads(metadata["classes"]) == list(CLASSES)
     assert json.loads(metadata["track_features"])[0] == {"name": "pt", "unit": "GeV"}
@@ -210,7 +210,7 @@ def test_files_that_are_no_exported_model_are_refused(tmp_path: Path, file: Path
         OnnxModel(tmp_path / "text.onnx")
     proto = onnx.load(file)
     for entry in proto.metadata_props:
-        entry.value = "2" if entry.key == "schema_version" else entry.value
+        entry.value = "99" if entry.key == "schema_version" else entry.value
     onnx.save(proto, tmp_path / "newer.onnx")
     with pytest.raises(InputFileError, match="other schema_version"):
         OnnxModel(tmp_path / "newer.onnx")

@@ -108,7 +108,7 @@ def _with_truth(chunk: EventChunk, columns: dict[str, Column]) -> ExtractedEvent
         "cluster_target": Column({name: values[num_tracks:] for name, values in targets.items()}, chunk.clusters.offsets),
         "gen_particle": Column(gen_fields, _offsets(event_of_visible, num_events)),
         "gen_jet": Column(
-            {name: getattr(jets, name) for name in ("pt", "eta", "phi", "energy", "flavour")}, _offsets(jets.event, num_events)
+            {name: getattr(jets, name) for name in ("pt", "eta", "phi", "energy", "flavour", "top_role")}, _offsets(jets.event, num_events)
         ),
         "gen_met": Column(gen_missing_momentum(particles, truth, num_events=num_events)),
     }

@@ -17,7 +17,7 @@ from pfscale.shards.manifest import NO_VISIBLE_PARTICLE
 from pfscale.shards.schema import SCHEMA_VERSION, arrow_schema
 from pfscale.shards.splits import event_uids, split_hashes, splits_of
 
-EXTRACTION_VERSION = 3  # raised whenever the same file would give other rows
+EXTRACTION_VERSION = 4  # raised whenever the same file would give other rows
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,7 @@ def _event(rng: np.random.Generator, number: int, max_particles: int, smear: flo
         )
     split_hash = int(rng.integers(0, 2**63))
     met = [-sum(p["pt"] * f(p["phi"]) for p in particles) for f in (np.cos, np.sin)]
-    kinematics = ("pt", "eta", "phi", "energy")
-    jets = [{**{name: p[name] for name in kinematics}, "flavour": 1, "top_role": 0} for p in particles if p["pt"] > 5]
+    jets = [{name: p[name] for name in ("pt", "eta", "phi", "energy")} | {"flavour": 1, "top_role": 0} for p in particles if p["pt"] > 5]
     event = {
         "uid": number,
         "run": 1,

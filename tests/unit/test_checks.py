@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 from pfscale.cli import run
 from pfscale.commands.terminal import GATES_FAILED
 from pfscale.edm4hep.detectors import find_detector
+from pfscale.edm4hep.origin import ORIGINS
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import ShardError
 from pfscale.physics.bootstrap import Estimate
@@ -82,9 +83,8 @@ def add_jets(row: dict[str, Any]) -> None:
     event = np.zeros(len(particles), np.int64)
     jets = cluster_jets(num_events=1, event=event, px=px, py=py, pz=pz, energy=[p["energy"] for p in particles])
     fields = ("pt", "eta", "phi", "energy")
-    row["gen_jet"] = [
-        dict(zip(fields, values, strict=True), flavour=1, top_role=0) for values in zip(*(getattr(jets, f) for f in fields), strict=True)
-    ]
+    momenta = [dict(zip(fields, values, strict=True)) for values in zip(*(getattr(jets, f) for f in fields), strict=True)]
+    row["gen_jet"] = [momentum | {"flavour": 1, "top_role": 0} for momentum in momenta]
     for particle, jet in zip(particles, jets.jet_of_particle, strict=True):
         particle["jet_idx"] = int(jet)
     for target in row["track_target"] + row["cluster_target"]:
@@ -230,6 +230,14 @@ def point_beyond_the_tracks(rows: Rows) -> None:
     rows[5]["baseline"] = [candidate | {"track_index": [len(rows[5]["track"])]}]
 
 
+def name_an_origin_that_does_not_exist(rows: Rows) -> None:
+    rows[4]["gen_particle"][0]["origin"] = len(ORIGINS)
+
+
+def name_a_role_that_does_not_exist(rows: Rows) -> None:
+    next(row for row in rows if row["gen_jet"])["gen_jet"][0]["top_role"] = -3
+
+
 def lose_a_target_row(rows: Rows) -> None:
     row = next(row for row in rows if any(not target["class"] for target in row["cluster_target"]))
     row["cluster_target"].remove(next(target for target in row["cluster_target"] if not target["class"]))
@@ -288,6 +296,8 @@ def turn_gen_jets(rows: Rows) -> None:
         (put_nan_into_one_cluster, {"finite"}),
         (point_beyond_the_particles, {"indices"}),
         (point_beyond_the_tracks, {"indices"}),
+        (name_an_origin_that_does_not_exist, {"indices"}),
+        (name_a_role_that_does_not_exist, {"indices"}),
         (lose_a_target_row, {"indices"}),
         (carry_a_particle_twice, {"links"}),
         (shift_owners, {"links"}),

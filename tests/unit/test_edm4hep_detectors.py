@@ -13,6 +13,7 @@ import pytest
 
 import podio_files as podio
 from pfscale.edm4hep.detectors import DETECTORS, SILICON_TRACKER, CaloCollection, ClusterCollection, Detector, Subdetector, find_detector
+from pfscale.edm4hep.origin import ORIGINS
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import InputFileError
 from pfscale.shards.events import EventTable, extract_events
@@ -108,6 +109,9 @@ def test_delphes_generator_level(idea: EventTable, events: Rows) -> None:
     flavours = Counter(jet["flavour"] for row in events for jet in row["gen_jet"])
     assert 5 not in flavours  # W decays
     assert {4, 3, 2, 1} <= set(flavours)
+    assert {jet["top_role"] for row in events for jet in row["gen_jet"]} == {0}
+    origins = Counter(ORIGINS[particle["origin"]] for row in events for particle in row["gen_particle"])
+    assert origins == {"primary": 512, "D hadron": 53, "tau": 2, "other secondary": 57}
     for row in events:
         assert row["gen_met"]["boost_px"] == pytest.approx(0.0, abs=1e-4)  # generated without crossing angle
         assert row["gen_met"]["px"] == pytest.approx(row["gen_met"]["neutrino_px"], abs=0.01)

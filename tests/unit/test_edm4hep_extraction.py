@@ -15,7 +15,7 @@ import pytest
 import uproot
 
 from pfscale.edm4hep.detectors import find_detector
-from pfscale.edm4hep.origins import ORIGINS
+from pfscale.edm4hep.origin import ORIGINS
 from pfscale.edm4hep.reader import open_source
 from pfscale.errors import InputFileError
 from pfscale.shards.events import EventTable, extract_events
@@ -70,6 +70,15 @@ def test_cld_jets_are_b(cld_event: dict[str, Any]) -> None:
     assert origins["from D"] == 0
     assert all(jet["top_role"] == 0 for jet in cld_event["gen_jet"])
     assert {0, 1} <= jets
+
+
+def test_cld_origins(cld_event: dict[str, Any]) -> None:
+    """Catches origins in the order of all MC particles instead of the visible ones, and roles where there are no tops."""
+    origins = Counter(ORIGINS[particle["origin"]] for particle in cld_event["gen_particle"])
+    assert origins == {"primary": 11, "B hadron": 15, "D hadron from B": 15}
+    muon = next(particle for particle in cld_event["gen_particle"] if abs(particle["pdg"]) == 13)
+    assert ORIGINS[muon["origin"]] in ("B hadron", "D hadron from B")
+    assert [jet["top_role"] for jet in cld_event["gen_jet"]] == [0, 0]
 
 
 def test_cld_missing_momentum(cld_event: dict[str, Any]) -> None:

@@ -156,7 +156,7 @@ def test_the_comparison_is_written_and_the_file_says_what_it_is(file: Path, fold
     assert set(check["differences"]) == {"scores", "pt", "eta", "sin_phi", "cos_phi", "energy"}
     assert max(difference["relative"] for difference in check["differences"].values()) < check["tolerance"]
     metadata = onnx_model.metadata
-    assert (onnx_model.detector, metadata["schema_version"], metadata["threshold"]) == ("clic", str(SCHEMA_VERSION), "0.9")
+    assert (onnx_model.detector, metadata["schema_version"], metadata["threshold"]) == ("clic", "2", "0.9")
     assert metadata["weights"] == weights_digest(folder)
     assert json.loads(metadata["classes"]) == list(CLASSES)
     assert json.loads(metadata["track_features"])[0] == {"name": "pt", "unit": "GeV"}

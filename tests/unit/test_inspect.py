@@ -79,7 +79,9 @@ def test_overview_says_what_is_there_and_what_is_not(cld: Path) -> None:
     assert numbers_of(text, "clusters") == [48, 48, 48, 48]
     assert numbers_of(text, "baseline candidates") == [52, 52, 52, 52]
     assert numbers_of(text, "211 charged hadron") == [18, 75.0, 0, 0]
+    assert numbers_of(text, "D hadron from B") == [15, 36.6]
     assert numbers_of(text, "b ") == [2, 100, 52.3]
+    assert "top decay" not in text
     assert numbers_of(text, "crossing-angle boost, px") == pytest.approx([3.59] * 4, abs=0.01)
     for expected in ("podio-1.2", "cut.root", "the file is cut", "no visible particle", f"{CLD.name}:1"):
         assert expected in text
@@ -107,6 +109,17 @@ def test_merged_particles_stand_below_their_owner(cld: Path, tmp_path: Path) -> 
     owner = next(i for i, line in enumerate(lines) if line.startswith("T 3 "))
     assert "+ K(S)0" in lines[owner + 1]
     assert lines[owner + 2].startswith("T 4 ")
+
+
+def test_jets_of_tops_are_named(cld: Path, tmp_path: Path) -> None:
+    """Catches a top's and an antitop's jets exchanged or left out, in the overview or the event."""
+    row = pq.read_table(cld / "a.parquet").to_pylist()[0]
+    row["gen_jet"][0]["top_role"], row["gen_jet"][1]["top_role"] = -1, 2
+    pq.write_table(pa.Table.from_pylist([row], schema=pq.read_schema(cld / "a.parquet")), tmp_path / "a.parquet")
+    write_manifest(tmp_path, load_manifest(cld))
+    assert [numbers_of(shown(tmp_path), name) for name in ("b of tbar", "q of W+")] == [[1, 1.0], [1, 1.0]]
+    jets = shown(tmp_path, 0).partition("gen jet ")[2].splitlines()
+    assert ["b of tbar" in jets[2], "q of W+" in jets[3]] == [True, True]
 
 
 @pytest.mark.parametrize("event", [None, "0"])

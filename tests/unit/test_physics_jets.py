@@ -28,9 +28,10 @@ def jetty_events(num_events: int, *, seed: int = 0, mean: int = 40) -> dict[str,
     return {"event": event, "px": p[:, 0], "py": p[:, 1], "pz": p[:, 2], "energy": energy}
 
 
-def sources_of(rows: list[tuple[int, float, float, float, float, int, bool]]) -> FlavourSources:
+def sources_of(rows: list[tuple[int, float, float, float, float, int, bool]], top_role: list[int] | None = None) -> FlavourSources:
     event, px, py, pz, energy, flavour, is_ghost = (np.array(c) for c in zip(*rows, strict=True))
-    return FlavourSources(event, px, py, pz, energy, flavour.astype(np.int8), is_ghost, np.zeros(len(event), np.int8))
+    roles = np.array(top_role or [0] * len(rows), np.int8)
+    return FlavourSources(event, px, py, pz, energy, flavour.astype(np.int8), is_ghost, roles)
 
 
 def test_rotation_about_the_beam_leaves_jets() -> None:
@@ -85,8 +86,8 @@ def test_ghosts_do_not_change_jets(seed: int, num_ghosts: int) -> None:
     rng = np.random.default_rng(seed)
     p = rng.normal(size=(3, num_ghosts)) * 50
     p[:, 0] = 0  # a ghost at rest
-    event, energy = rng.integers(0, 6, num_ghosts), np.linalg.norm(p, axis=0) + 5
-    ghosts = FlavourSources(event, *p, energy, np.full(num_ghosts, 5, np.int8), np.ones(num_ghosts, bool), np.zeros(num_ghosts, np.int8))
+    event, energy, flavour = rng.integers(0, 6, num_ghosts), np.linalg.norm(p, axis=0) + 5, np.full(num_ghosts, 5, np.int8)
+    ghosts = FlavourSources(event, *p, energy, flavour, np.ones(num_ghosts, bool), np.zeros(num_ghosts, np.int8))
     plain, ghosted = cluster_jets(num_events=6, **particles), gen_jets(num_events=6, **particles, sources=ghosts)
     np.testing.assert_allclose(ghosted.pt, plain.pt, rtol=1e-12)
     np.testing.assert_allclose(ghosted.energy, plain.energy, rtol=1e-12)
@@ -218,43 +219,74 @@ def test_hard_partons_are_those_without_coloured_parents() -> None:
     assert not found.is_ghost.any()
 
 
-def test_quarks_of_tops_have_their_role() -> None:
-    """Catches copies of tops and W bosons that hide a quark's origin, gluons and leptons that count as quarks, and tops mixed up."""
+def test_roles_in_the_decays_of_tops_and_their_copies() -> None:
+    """Catches partons that are lost behind copies of tops and W, copies and radiation that count again, and signs exchanged."""
     found = record(
-        (6, 2, []),
-        (6, 2, [0]),  # a copy
-        (24, 2, [1]),
-        (5, 2, [1]),  # 3: b
-        (21, 2, [1]),  # 4: radiated by the top, no quark
-        (24, 2, [2]),  # a copy
-        (2, 2, [5]),  # 6
-        (-1, 2, [5]),  # 7
-        (2, 2, [6]),  # a later copy: no hard parton
-        (-6, 2, []),
-        (-5, 2, [9]),  # 10
-        (-24, 2, [9]),
-        (11, 1, [11]),
-        (-12, 1, [11]),
-        (24, 2, []),  # of no top
-        (4, 2, [14]),  # 15
+        (23, 2, []),
+        (6, 2, [0]),
+        (6, 2, [1]),  # copy
+        (5, 2, [2]),  # b of the top: 1
+        (24, 2, [2]),
+        (24, 2, [4]),  # copy
+        (24, 2, [5]),  # copy
+        (2, 2, [6]),  # 2
+        (-1, 2, [6]),  # 2
+        (21, 2, [8]),
+        (-1, 2, [8]),  # copy
+        (5, 2, [3]),  # copy
+        (-6, 2, [0]),
+        (-3, 2, [12]),  # strange instead of b: -1
+        (-24, 2, [12]),
+        (-4, 2, [14]),  # -2
+        (5, 2, [14]),  # -2
+        (21, 2, [2]),  # radiated by the top: no quark
+        (5, 2, [17]),
     )
-    role = dict(zip(found.px.astype(int).tolist(), found.top_role.tolist(), strict=True))
-    assert role == {3: 1, 4: 0, 6: 2, 7: 2, 10: -1, 15: 0}
+    assert found.px.tolist() == [3, 7, 8, 13, 15, 16, 17]
+    assert found.top_role.tolist() == [1, 2, 2, -1, -2, -2, 0]
 
 
-def test_quarks_of_tops_are_matched_to_jets_one_to_one() -> None:
-    """Catches two quarks in one jet that both count, and a quark that takes the jet of a closer one."""
-    axes = [(20.0, 0.0, 0.0), (0.0, 20.0, 0.0), (-20.0, 0.0, 0.0)]
-    columns = dict(
-        zip(("event", "px", "py", "pz", "energy"), (np.array(c) for c in zip(*[(0, *a, 20.0) for a in axes], strict=True)), strict=True)
-    )
-    partons = [(0, 19.0, 3.0, 0.0, 20.0, 1, False), (0, 19.0, 1.0, 0.0, 20.0, 5, False), (0, 1.0, 19.0, 0.0, 20.0, 2, False)]
-    sources = replace(sources_of(partons), top_role=np.array([2, 1, -2], np.int8))
-    jets = gen_jets(num_events=1, **columns, sources=sources)
-    by_phi = {round(float(phi), 1): int(role) for phi, role in zip(jets.phi, jets.top_role, strict=True)}
-    assert by_phi[0.0] == 1
-    assert by_phi[1.6] == -2
-    assert sorted(by_phi.values()) == [-2, 0, 1]
+def test_no_roles_without_a_top_above() -> None:
+    """Catches every W taken for a top's, every b for a top's b, leptons of a W counted as quarks, and ghosts with a role."""
+    found = record(
+        (6, 2, []), (5, 2, [0]), (24, 2, [0]), (-11, 1, [2]), (12, 1, [2]),  # leptonic
+        (511, 2, [1]),
+        (24, 2, []), (2, 2, [6]), (-1, 2, [6]),
+        (25, 2, []), (24, 2, [9]), (-24, 2, [9]), (4, 2, [10]), (-3, 2, [10]), (1, 2, [11]), (-2, 2, [11]), (5, 2, [9]),
+        (6, 2, []), (25, 2, [17]), (5, 2, [18]), (-5, 2, [18]),  # a Higgs radiated by a top
+        (5, 2, [17]), (2, 2, [17]), (-1, 2, [17]),  # its W was not written
+    )  # fmt: skip
+    with_role = found.px[found.top_role != 0]
+    assert found.px.tolist() == [1, 5, 7, 8, 12, 13, 14, 15, 16, 19, 20, 21, 22, 23]
+    assert with_role.tolist() == [1, 21]
+
+
+def test_loops_of_tops_and_w_end() -> None:
+    """Catches an endless walk where a damaged file makes a W its own mother, and roles that a loop without top makes up."""
+    found = record((24, 2, [1]), (24, 2, [0]), (2, 2, [1]), (6, 2, [4]), (24, 2, [3, 5]), (24, 2, [4]), (4, 2, [5]))
+    assert found.px.tolist() == [2, 6]
+    assert found.top_role.tolist() == [0, 2]
+
+
+def test_partons_of_tops_are_matched_one_to_one() -> None:
+    """Catches a jet near two partons that goes to the first of them, a parton with two jets, another event's, and one beyond 0.4."""
+    axes = [(20.0, 0.0, 0.0), (0.0, 20.0, 0.0), (0.0, -20.0, 0.0)]
+    rows = [(e, *axis, 20.0) for e in (0, 1) for axis in axes] + [(0, 10.0, 7.0, 0.0, 12.3)]  # 0.61 from the first
+    columns = dict(zip(("event", "px", "py", "pz", "energy"), (np.array(c) for c in zip(*rows, strict=True)), strict=True))
+    partons = [
+        (0, 20.0, 5.0, 0.0, 21.0, 5, False),  # 0.245 from the first jet, 0.366 from the one beside it: gets that
+        (0, 20.0, 2.0, 0.0, 21.0, 2, False),  # 0.1 from the first jet
+        (0, 3.0, 20.0, 0.0, 21.0, 1, False),  # 0.15 from the second jet
+        (0, -1.0, 20.0, 0.0, 21.0, 5, False),  # 0.05 from the second jet; no other near
+        (0, 10.0, -20.0, 0.0, 23.0, 3, False),  # 0.46 from the third
+        (1, 20.0, 1.0, 0.0, 21.0, 2, False),
+        (1, 1.0, 20.0, 0.0, 21.0, 2, False),  # no parton of a top
+    ]
+    jets = gen_jets(num_events=2, **columns, sources=sources_of(partons, top_role=[1, 2, 2, -1, -2, -2, 0]))
+    by_axis = {(int(e), round(float(phi), 1)): int(role) for e, phi, role in zip(jets.event, jets.phi, jets.top_role, strict=True)}
+    assert by_axis == {(0, 0.0): 2, (0, 0.6): 1, (0, 1.6): -1, (0, -1.6): 0, (1, 0.0): -2, (1, 1.6): 0, (1, -1.6): 0}
+    plain = gen_jets(num_events=2, **columns, sources=None)
+    assert plain.top_role.tolist() == [0] * 7
 
 
 def test_relations_that_point_nowhere_are_ignored() -> None:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pfscale.edm4hep.origin import FROM_B, FROM_D, FROM_D_OF_B, OTHER_SECONDARY, PRIMARY
+from pfscale.physics.flavour import TOP_ROLES
 from pfscale.simulation.detectors import DETECTORS
 from pfscale.simulation.hadron_resolution import shower_variance
 from pfscale.simulation.helix import CURVATURE, arc_to_radius, move
@@ -434,6 +436,27 @@ def test_flavours_differ_in_their_impact_parameters(ttbar) -> None:
     b, c, light = (np.mean(measured.significance[np.isin(measured.flavour, codes)] > 3) for codes in FLAVOURS.values())
     assert 0.5 < b < 0.75
     assert light < 0.1 < c < b
+
+
+def test_jets_of_tops_and_origins_of_their_particles(ttbar) -> None:
+    """Catches: labels that rest on what Pythia's records do not have: roles given twice or never, b jets without particles of B hadrons."""
+    columns = extracted(ttbar, "clic")
+    jets, particles = (columns[name] for name in ("gen_jet", "gen_particle"))
+    event = np.repeat(np.arange(60), np.diff(jets.offsets))
+    counts = {role: np.bincount(event[jets.fields["top_role"] == role], minlength=60) for role in TOP_ROLES}
+    for sign in (1, -1):
+        assert counts[sign].max() == 1
+        assert counts[sign].mean() > 0.75
+        assert counts[2 * sign].max() == 2
+        assert 0.4 < (counts[2 * sign] > 0).mean() < 0.9  # two thirds of the W, less those whose jets are another parton's
+    flavour = jets.fields["flavour"]
+    assert (flavour[np.abs(jets.fields["top_role"]) == 1] == 5).mean() > 0.95
+    jet = jets.offsets[:-1][np.repeat(np.arange(60), np.diff(particles.offsets))] + particles.fields["jet_idx"]
+    is_charged = (particles.fields["charge"] != 0) & (particles.fields["jet_idx"] >= 0)
+    origin = {name: particles.fields["origin"][is_charged & np.isin(flavour[jet], codes)] for name, codes in FLAVOURS.items()}
+    assert np.isin(origin["b"], (FROM_B, FROM_D_OF_B)).mean() > 0.5
+    assert (origin["c"] == FROM_D).mean() > 0.25
+    assert np.isin(origin["light"], (PRIMARY, OTHER_SECONDARY)).mean() > 0.98
 
 
 def test_detectors_differ_by_their_numbers_only() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfscale.edm4hep.ancestry import ancestry, descendant_pairs
-from pfscale.edm4hep.targets import TARGET_CLASSES, energy_account, target_class
+from pfscale.edm4hep.origin import FROM_B, PRIMARY
+from pfscale.edm4hep.targets import TARGET_CLASSES, energy_account, gen_particles, target_class
 from pfscale.edm4hep.truth import Deposits, Particles, Truth, assign, associate
 from pfscale.shards.schema import CLASSES
 
@@ -298,6 +299,17 @@ def test_kaon_stands_in_for_its_unseen_decay() -> None:
     assert np.flatnonzero(truth.is_gen_level).tolist() == [1, 4]
     assert truth.carried.tolist() == [0, 1]
     assert truth.is_replaced.tolist() == [False, False, True, True, False]
+
+
+def test_a_surrogate_has_its_own_origin() -> None:
+    """Catches a kaon with the origin of the decay that did not happen, and origins read in another order than the particles."""
+    event = chain(klong_hits=True)
+    elements = (np.zeros(2, np.int64), np.array([0, 2]))
+    for beam, expected in ((11, [PRIMARY, PRIMARY]), (511, [FROM_B, FROM_B])):
+        event.pdg[0] = beam
+        particles, truth, *_ = fast_truth([event])
+        fields = gen_particles(particles, truth, np.full(2, -1), elements)[1]
+        assert (fields["pdg"].tolist(), fields["origin"].tolist()) == ([310, 22], expected)
 
 
 def test_no_surrogate_above_something_seen() -> None:

@@ -114,3 +114,20 @@ def nearest_ancestor(graph: Ancestry, starts: Indices, stop: Mask, allowed: Mask
         if not len(frontier):
             break
     return nearest
+
+
+def inherited(graph: Ancestry, values: NDArray[np.int8]) -> NDArray[np.int8]:
+    """For each particle the value of its nearest ancestor whose value is not 0; of several at the same distance the smallest; 0: none."""
+    found = np.zeros_like(values)
+    frontier = np.flatnonzero(values)
+    handed_down = values[frontier]
+    while len(frontier):
+        position, below = graph.daughters.expand(frontier)
+        value = handed_down[position]
+        smallest_first = np.argsort(value, kind="stable")
+        below, first = np.unique(below[smallest_first], return_index=True)
+        value = value[smallest_first][first]
+        is_new = found[below] == 0  # what is below a particle with a value of its own has that already
+        frontier, handed_down = below[is_new], value[is_new]
+        found[frontier] = handed_down
+    return found

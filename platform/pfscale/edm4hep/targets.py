@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from particle.pdgid import literals as pid
 
 from pfscale.edm4hep.elements import pseudorapidity
-from pfscale.edm4hep.origins import origins
+from pfscale.edm4hep.origin import origins
 from pfscale.edm4hep.truth import Floats, Indices, Particles, Truth
 from pfscale.physics.flavour import flavour_sources
 from pfscale.physics.jets import GenJets, gen_jets
@@ -101,7 +101,7 @@ def gen_particles(
         "is_gen_level": truth.is_gen_level[rows],
         "jet_idx": jet_of_visible,
         "owner": _element_in_event(truth.owner, event, *element_offsets),
-        "origin": origins(particles, rows),
+        "origin": origins(particles.ancestry, pdg=particles.pdg, generator_status=particles.generator_status)[rows],
     }
 
 

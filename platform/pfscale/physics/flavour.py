@@ -1,4 +1,4 @@
-"""What gives a generator-level jet its flavour, found in the ancestry of the MC particles.
+"""What gives a generator-level jet its flavour and its role in a top's decay, found in the ancestry of the MC particles.
 
 Hadrons and hadronic taus become ghosts: their momenta, scaled to almost nothing, are clustered with the particles and so each falls into
 exactly one jet (ghost association: Cacciari, Salam and Soyez, arXiv:0802.1188). Hard partons are matched by distance.
@@ -8,26 +8,17 @@ Files from full simulation keep only the generator statuses 0, 1 and 2, so nothi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from particle import PDGID
 from particle.pdgid import literals as pid
 
+from pfscale.physics.kinds import IS_B_HADRON, IS_COLOURED, IS_D_HADRON, IS_HARD_PARTON, IS_LIGHT_LEPTON, IS_TAU, kinds
 from pfscale.physics.kinematics import Floats
 
 B_HADRON, D_HADRON, TAU = int(pid.b), int(pid.c), int(pid.tau_minus)  # flavour codes of ghosts: 5, 4, 15
 FLAVOURS = (B_HADRON, D_HADRON, TAU, int(pid.s), int(pid.u), int(pid.d), int(pid.g), 0)  # of jets; 0: none found
-_HARD_PARTONS = tuple(int(p) for p in (pid.d, pid.u, pid.s, pid.c, pid.b, pid.g))
-_LIGHT_LEPTONS = (int(pid.e_minus), int(pid.mu_minus))
-
-_LONG_LIVED = tuple(int(p) for p in (pid.K_S_0, pid.Lambda, pid.Sigma_plus, pid.Sigma_minus, pid.Xi_minus, pid.Xi_0, pid.Omega_minus))
-_MAX_COPIES = 32  # of a W boson above a parton, each the other's daughter
-TOP, W_BOSON = int(pid.t), int(pid.W_plus)
-
-# bits of a PDG code's kind
-IS_B_HADRON, IS_D_HADRON, IS_TAU, _IS_LIGHT_LEPTON, _IS_HARD_PARTON, _IS_COLOURED, IS_LONG_LIVED = 1, 2, 4, 8, 16, 32, 64
+TOP_ROLES = (0, 1, 2, -1, -2)  # of jets; 0: none; 1: the down-type quark straight from the top; 2: a quark from its W; < 0: the antitop's
 
 
 @dataclass(frozen=True)
@@ -36,7 +27,7 @@ class FlavourSources:
 
     `event` int64; `px, py, pz, energy` in GeV, float64; `flavour` int8: 5 (B hadron or b), 4, 15, 3, 2, 1, 21;
     `is_ghost` bool: hadrons and hadronic taus, to be clustered as ghosts; the others are hard partons.
-    `top_role` int8, of hard partons: 1 the quark straight from a top, 2 a quark of its W boson; -1, -2 of an antitop; else 0.
+    `top_role` int8: one of TOP_ROLES, 0 for ghosts.
     """
 
     event: NDArray[np.int64]
@@ -71,7 +62,8 @@ def flavour_sources(
     Ghosts: weakly decaying B hadrons (no B hadron among their daughters) and D hadrons (no D hadron among theirs), quarkonia excluded;
     decayed taus without an electron, muon or further tau among their daughters. Particles that the simulation created (generator status 0)
     are no ghosts.
-    Hard partons: u, d, s, c, b, g without a quark (top excepted) or gluon among their parents, whatever their status.
+    Hard partons: u, d, s, c, b, g without a quark (top excepted) or gluon among their parents, whatever their status. Those of a top's
+    decay have a top among their parents, or a W that comes from a top through W copies only.
 
     Args:
         event: event of each MC particle, shape (n,).
@@ -80,7 +72,7 @@ def flavour_sources(
         parent_index, daughter_index: rows of the same flat arrays; negative: the relation points nowhere.
     """
     pdg_N = np.asarray(pdg, np.int64)
-    kind_N = particle_kinds(pdg_N)
+    kind_N = kinds(pdg_N)
     from_generator_N = np.asarray(generator_status) != 0
     daughters = (np.asarray(daughter_offsets, np.int64), np.asarray(daughter_index, np.int64))
     parents = (np.asarray(parent_offsets, np.int64), np.asarray(parent_index, np.int64))
@@ -91,8 +83,8 @@ def flavour_sources(
     is_b = from_generator_N & is_kind(IS_B_HADRON) & ~_any_related(is_kind(IS_B_HADRON), *daughters)
     is_d = from_generator_N & is_kind(IS_D_HADRON) & ~_any_related(is_kind(IS_D_HADRON), *daughters)
     has_daughters = np.diff(daughters[0]) > 0
-    is_tau = from_generator_N & is_kind(IS_TAU) & has_daughters & ~_any_related(is_kind(IS_TAU | _IS_LIGHT_LEPTON), *daughters)
-    is_parton = is_kind(_IS_HARD_PARTON) & ~_any_related(is_kind(_IS_COLOURED), *parents)
+    is_tau = from_generator_N & is_kind(IS_TAU) & has_daughters & ~_any_related(is_kind(IS_TAU | IS_LIGHT_LEPTON), *daughters)
+    is_parton = is_kind(IS_HARD_PARTON) & ~_any_related(is_kind(IS_COLOURED), *parents)
 
     # A hadron with both flavours (B_c) counts as b; `select` takes the first that holds.
     flavour_N = np.select([is_b, is_d, is_tau, is_parton], [B_HADRON, D_HADRON, TAU, np.abs(pdg_N)], default=0)
@@ -105,60 +97,33 @@ def flavour_sources(
         energy=np.asarray(energy, np.float64)[rows],
         flavour=flavour_N[rows].astype(np.int8),
         is_ghost=(is_b | is_d | is_tau)[rows],
-        top_role=np.where((is_parton & (np.abs(pdg_N) <= B_HADRON))[rows], _top_roles(pdg_N, *parents, rows), 0).astype(np.int8),
+        top_role=_top_roles(pdg_N, is_parton, *parents)[rows],
     )
 
 
 def _top_roles(
-    pdg_N: NDArray[np.int64], offsets: NDArray[np.int64], index: NDArray[np.int64], rows: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """1 where a parent of the particle is a top, 2 where it is a W boson whose ancestry of W bosons begins at one; negative: an antitop."""
-    first = np.full(len(pdg_N), -1, np.int64)  # the first parent that there is
-    child = np.repeat(np.arange(len(pdg_N)), np.diff(offsets))[::-1]
-    known = index[::-1] >= 0
-    first[child[known]] = index[::-1][known]
-    above = np.where(first[rows] >= 0, first[rows], rows)
-    is_of_w = np.abs(pdg_N[above]) == W_BOSON
-    for _ in range(_MAX_COPIES):
-        is_w = (np.abs(pdg_N[above]) == W_BOSON) & (first[above] >= 0)
-        if not is_w.any():
-            break
-        above = np.where(is_w, first[above], above)
-    is_of_top = (np.abs(pdg_N[above]) == TOP) & (above != rows)
-    return np.where(is_of_top, np.sign(pdg_N[above]) * np.where(is_of_w, 2, 1), 0)
+    pdg_N: NDArray[np.int64], is_parton_N: NDArray[np.bool_], parent_offsets: NDArray[np.int64], parent_index: NDArray[np.int64]
+) -> NDArray[np.int8]:
+    """The role of each hard parton in the decay of a top, one of TOP_ROLES; 0 of everything else."""
+    sign_N, code_N = np.sign(pdg_N), np.abs(pdg_N)
+    is_top_N, is_w_N = code_N == int(pid.t), code_N == int(pid.W_plus)
+    child = np.repeat(np.arange(len(pdg_N)), np.diff(parent_offsets))
+    of_interest = (parent_index >= 0) & (is_top_N | is_w_N)[parent_index]
+    child, parent = child[of_interest], parent_index[of_interest]
 
+    comes_from_top_N = is_top_N.copy()
+    w, above = child[is_w_N[child]], parent[is_w_N[child]]
+    while len(next_copies := w[comes_from_top_N[above] & ~comes_from_top_N[w]]):
+        comes_from_top_N[next_copies] = True
 
-def particle_kinds(pdg_N: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The `IS_*` bits of every PDG code; `particle` is asked once per distinct code."""
-    codes, inverse = np.unique(pdg_N, return_inverse=True)
-    return np.array([_kind(int(code)) for code in codes], np.uint8)[inverse] if len(codes) else np.zeros(0, np.uint8)
-
-
-@cache
-def _kind(code: int) -> int:
-    pdgid = PDGID(code)
-    magnitude = abs(code)
-    bits = 0
-    if pdgid.is_hadron and not _is_quarkonium(pdgid):
-        bits |= IS_B_HADRON if pdgid.has_bottom else 0
-        bits |= IS_D_HADRON if pdgid.has_charm else 0
-    bits |= IS_TAU if magnitude == TAU else 0
-    bits |= IS_LONG_LIVED if magnitude in map(abs, _LONG_LIVED) else 0
-    bits |= _IS_LIGHT_LEPTON if magnitude in _LIGHT_LEPTONS else 0
-    bits |= _IS_HARD_PARTON if magnitude in _HARD_PARTONS else 0
-    bits |= _IS_COLOURED if _is_coloured(pdgid) else 0
-    return bits
-
-
-def _is_coloured(pdgid: PDGID) -> bool:
-    """Whether a parton below it is no hard one: gluons and quarks except top."""
-    return bool(pdgid.is_quark or abs(int(pdgid)) == int(pid.g)) and abs(int(pdgid)) != int(pid.t)
-
-
-def _is_quarkonium(pdgid: PDGID) -> bool:
-    """Whether a meson is a quark and its antiquark: for `particle` J/psi has charm and Upsilon bottom, but neither is an open D or B."""
-    magnitude = abs(int(pdgid))
-    return bool(pdgid.is_meson) and (magnitude // 100) % 10 == (magnitude // 10) % 10
+    is_quark = is_parton_N[child] & (code_N[child] < int(pid.t))
+    is_down_type = (code_N[child] % 2 == 1) & (sign_N[child] == sign_N[parent])  # an antiquark beside it is a W's that was not written
+    is_straight = is_quark & is_top_N[parent] & is_down_type
+    is_of_w = is_quark & is_w_N[parent] & comes_from_top_N[parent]
+    role_N = np.zeros(len(pdg_N), np.int8)
+    role_N[child[is_of_w]] = 2 * sign_N[parent[is_of_w]]
+    role_N[child[is_straight]] = sign_N[parent[is_straight]]
+    return role_N
 
 
 def _any_related(is_wanted_N: NDArray[np.bool_], offsets: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -51,7 +51,7 @@ class Jets:
 class GenJets(Jets):
     """Jets of generator-level particles.
 
-    `flavour` (int8): 5, 4, 15, 3, 2, 1, 21; 0: none found. `top_role` (int8): of its hard parton, as `FlavourSources`; 0: none.
+    `flavour` int8: 5, 4, 15, 3, 2, 1, 21; 0: none found. `top_role` int8: one of `flavour.TOP_ROLES`.
     """
 
     flavour: NDArray[np.int8]
@@ -83,25 +83,28 @@ def gen_jets(
     energy: ArrayLike,
     sources: FlavourSources | None,
 ) -> GenJets:
-    """The jets of generator-level particles, with flavours if `sources` are given (all 0 otherwise).
+    """The jets of generator-level particles, with flavours and roles if `sources` are given (all 0 otherwise).
 
     A jet is b if it holds the ghost of a B hadron, else c (D hadron), else tau (hadronic tau), else of the nearest hard parton
-    within deltaR 0.4, else 0. Quarks of tops are matched one to one, the closest first, within the
-    same distance. Arguments and errors as `cluster_jets`.
+    within deltaR 0.4, else 0. Partons of tops are matched one-to-one to jets within deltaR 0.4, the closest pair first.
+    Arguments and errors as `cluster_jets`.
     """
     event_N = np.asarray(event, np.int64)
     momenta = _momenta(px, py, pz, energy)
     if sources is None:
         plain = _cluster(num_events, event_N, momenta)
         nothing = np.zeros(len(plain.event), np.int8)
-        return GenJets(*plain.kinematics(), jet_of_particle=plain.jet_of_particle, flavour=nothing, top_role=nothing)
+        return GenJets(*plain.kinematics(), jet_of_particle=plain.jet_of_particle, flavour=nothing, top_role=nothing.copy())
     ghost = sources.is_ghost
     ghost_momenta = _momenta(sources.px[ghost], sources.py[ghost], sources.pz[ghost], sources.energy[ghost]) * GHOST_SCALE
     clustered = _cluster(num_events, np.concatenate([event_N, sources.event[ghost]]), np.concatenate([momenta, ghost_momenta], axis=1))
     jet_of_particle, jet_of_ghost = np.split(clustered.jet_of_particle, [len(event_N)])
-    flavour = _flavours(clustered, sources, jet_of_ghost, num_events)
-    role = _top_roles(clustered, sources, num_events)
-    return GenJets(*clustered.kinematics(), jet_of_particle=jet_of_particle, flavour=flavour, top_role=role)
+    return GenJets(
+        *clustered.kinematics(),
+        jet_of_particle=jet_of_particle,
+        flavour=_flavours(clustered, sources, jet_of_ghost, num_events),
+        top_role=_top_roles(clustered, sources, num_events),
+    )
 
 
 @dataclass(frozen=True)
@@ -176,22 +179,24 @@ def _flavours(jets: _Clustered, sources: FlavourSources, jet_of_ghost: NDArray[n
 
 
 def _top_roles(jets: _Clustered, sources: FlavourSources, num_events: int) -> NDArray[np.int8]:
-    """Of the top's quark that each jet is."""
+    """The role of every jet in the decay of a top, from the parton that it is matched to; 0: none."""
     role = np.zeros(len(jets.event), np.int8)
-    quark = sources.top_role != 0
+    of_top = np.flatnonzero(sources.top_role)
+    if not len(of_top):  # nothing is compiled for events without tops
+        return role
     _, jet_eta, jet_phi = pt_eta_phi(*jets.momenta[:3])
-    _, eta, phi = pt_eta_phi(sources.px[quark], sources.py[quark], sources.pz[quark])
+    _, parton_eta, parton_phi = pt_eta_phi(sources.px[of_top], sources.py[of_top], sources.pz[of_top])
     matches = match_jets(
         num_events=num_events,
-        reco_event=jets.event,
-        reco_eta=jet_eta,
-        reco_phi=jet_phi,
-        gen_event=sources.event[quark],
-        gen_eta=eta,
-        gen_phi=phi,
+        reco_event=sources.event[of_top],
+        reco_eta=parton_eta,
+        reco_phi=parton_phi,
+        gen_event=jets.event,
+        gen_eta=jet_eta,
+        gen_phi=jet_phi,
         max_delta_r=PARTON_MAX_DELTA_R,
     )
-    role[matches.reco] = sources.top_role[quark][matches.gen]
+    role[matches.gen] = sources.top_role[of_top][matches.reco]
     return role
 
 

@@ -20,9 +20,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pfscale.edm4hep.origin import ORIGINS
 from pfscale.errors import PfscaleError, ShardError
 from pfscale.remote import base_name, without_secrets
-from pfscale.shards.inspect_event import FLAVOUR_NAMES, describe_event, find_event, is_boosted
+from pfscale.shards.inspect_event import FLAVOUR_NAMES, TOP_ROLE_NAMES, describe_event, find_event, is_boosted
 from pfscale.shards.manifest import Manifest, load_manifest
 from pfscale.shards.ragged import list_leaves, struct_leaf
 from pfscale.shards.schema import CLASSES
@@ -42,7 +43,9 @@ _TARGETS = ("track_target.list.element.class", "cluster_target.list.element.clas
 _NAMES = ("event.file", "event.entry", "event.uid")
 _OTHERS = (
     "gen_jet.list.element.flavour",
+    "gen_jet.list.element.top_role",
     "gen_particle.list.element.energy",
+    "gen_particle.list.element.origin",
     *(f"gen_met.{name}" for name in ("px", "py", "neutrino_px", "neutrino_py", "boost_px")),
 )
 
@@ -77,7 +80,7 @@ def _without_secrets(error: PfscaleError, address: str) -> PfscaleError:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Of the events looked at: how many of what in each, the jets, and the missing momentum.
+    """Of the events looked at: how many of what in each, the visible particles' origins, the jets, and the missing momentum.
 
     Attributes:
         is_all: whether these are all shards.
@@ -90,8 +93,10 @@ class _Counts:
     first: tuple[str, ...]
     visible_energy: NDArray[np.float64]
     per_event: dict[str, NDArray[np.int64]]
+    origin: NDArray[np.int8]
     jet_pt: NDArray[np.float32]
     jet_flavour: NDArray[np.int8]
+    jet_top_role: NDArray[np.int8]
     met: dict[str, NDArray[np.float32]]
 
 
@@ -116,7 +121,7 @@ def _count(folder: Folder, manifest: Manifest) -> _Counts:
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     met = {name.removeprefix("met."): values for name, values in joined.items() if name.startswith("met.")}
     per_event = {name: values for name, values in joined.items() if name in (*_COUNTED, "targets")}
-    counted = {name: joined[name] for name in ("visible_energy", "jet_pt", "jet_flavour")}
+    counted = {name: joined[name] for name in ("visible_energy", "origin", "jet_pt", "jet_flavour", "jet_top_role")}
     return _Counts(len(met["px"]), len(shards) == len(manifest.shards), first, per_event=per_event, met=met, **counted)
 
 
@@ -141,7 +146,8 @@ def _count_group(table: pa.Table) -> dict[str, NDArray[Any]]:
     counts["visible_energy"] = np.bincount(event, leaves["energy"], minlength=table.num_rows)
     jets = list_leaves(table, "gen_jet")[1]
     met = {f"met.{path[8:]}": struct_leaf(table, "gen_met", path[8:]) for path in _OTHERS if path.startswith("gen_met.")}
-    return counts | {"jet_pt": jets["pt"], "jet_flavour": jets["flavour"]} | met
+    labels = {"origin": leaves["origin"], "jet_flavour": jets["flavour"], "jet_top_role": jets["top_role"]}
+    return counts | labels | {"jet_pt": jets["pt"]} | met
 
 
 def _overview(folder: Folder, manifest: Manifest, counts: _Counts) -> list[RenderableType]:
@@ -154,7 +160,10 @@ def _overview(folder: Folder, manifest: Manifest, counts: _Counts) -> list[Rende
     if differences:
         told = f"the manifest contradicts the shards: {'; '.join(differences)} (pfscale ingest --check looks closer)"
         parts.append(Text(told, "bold red"))
-    tables = [_elements(counts), _classes(manifest), _jets(counts), _missing_momentum(counts, manifest.detector), _sources(manifest)]
+    tables = [_elements(counts), _classes(manifest), _origins(counts), _jets(counts)]
+    if counts.jet_top_role.any():
+        tables.append(_top_decays(counts))
+    tables += [_missing_momentum(counts, manifest.detector), _sources(manifest)]
     if manifest.quarantined:
         tables.append(_quarantined(manifest))
     if manifest.dropped:
@@ -234,6 +243,15 @@ def _classes(manifest: Manifest) -> Table:
     return table
 
 
+def _origins(counts: _Counts) -> Table:
+    table = _table("visible particles from", "number", "%")
+    for index, name in enumerate(ORIGINS):
+        chosen = counts.origin == index
+        if chosen.any():
+            table.add_row(name, str(int(chosen.sum())), f"{100 * chosen.mean():.1f}")
+    return table
+
+
 def _jets(counts: _Counts) -> Table:
     table = _table("gen jet flavour", "jets", "%", "mean pt [GeV]")
     for code, name in FLAVOUR_NAMES.items():
@@ -243,6 +261,15 @@ def _jets(counts: _Counts) -> Table:
             table.add_row(name, str(int(chosen.sum())), *row)
     if not len(counts.jet_pt):
         table.add_row("no jet", "0", "", "")
+    return table
+
+
+def _top_decays(counts: _Counts) -> Table:
+    table = _table("gen jets of top decays", "jets", "in an event")
+    for role, name in TOP_ROLE_NAMES.items():
+        number = int((counts.jet_top_role == role).sum())
+        if role and number:
+            table.add_row(name, str(number), f"{number / counts.num_events:.2f}")
     return table
 
 

@@ -29,6 +29,7 @@ FORMS = "an event is its number (0 is the first), uid:UID, or FILE:ENTRY with th
 LEAST_SEEN = 0.1  # of the beams' energy, for the momentum of an event to be taken for the boost by the crossing angle
 FLAVOUR_NAMES = {int(code): name for code, name in ((pid.b, "b"), (pid.c, "c"), (pid.tau_minus, "tau"), (pid.s, "s"), (pid.d, "d"))}
 FLAVOUR_NAMES |= {int(pid.u): "u", int(pid.g): "gluon", 0: "none found"}
+TOP_ROLE_NAMES = {1: "b of t", 2: "q of W+", -1: "b of tbar", -2: "q of W-", 0: ""}
 NOT_CARRIED_SHOWN = 12
 Row = Mapping[str, Any]
 
@@ -285,14 +286,15 @@ def _listed(names: Sequence[str]) -> str:
 
 def _jets(row: Row) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("gen jet", "pt", "eta", "phi", "energy", "flavour", "visible members"):
-        table.add_column(name, justify="left" if name == "flavour" else "right")
+    for name in ("gen jet", "pt", "eta", "phi", "energy", "flavour", "top decay", "visible members"):
+        table.add_column(name, justify="left" if name in ("flavour", "top decay") else "right")
     members = [particle["jet_idx"] for particle in row["gen_particle"]]
     for number, jet in enumerate(row["gen_jet"]):
         kinematics = (f"{jet[name]:.2f}" for name in ("pt", "eta", "phi", "energy"))
-        table.add_row(str(number), *kinematics, FLAVOUR_NAMES.get(jet["flavour"], str(jet["flavour"])), str(members.count(number)))
+        labels = (names.get(jet[label], str(jet[label])) for label, names in (("flavour", FLAVOUR_NAMES), ("top_role", TOP_ROLE_NAMES)))
+        table.add_row(str(number), *kinematics, *labels, str(members.count(number)))
     if not row["gen_jet"]:
-        table.add_row("none", *[""] * 6)
+        table.add_row("none", *[""] * 7)
     return table
 
 

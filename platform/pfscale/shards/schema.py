@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pfscale.edm4hep.origins import ORIGINS
+from pfscale.edm4hep.origin import ORIGINS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 2  # 2: gen_particle.origin, gen_jet.top_role
 NUM_COVARIANCES = 15  # lower triangle by row of (D0, phi, omega, Z0, tanLambda)
 CLASSES = ("none", "211", "130", "22", "11", "13")  # order of the class index: charged and neutral hadron, photon, electron, muon
 SPLITS = ("train", "validation", "test")
@@ -139,7 +139,7 @@ COLUMNS |= {
             _f("is_gen_level", "", "in the gen-level reference that jets and missing momentum are made of", "bool"),
             _f("jet_idx", "", "index into gen_jet, -1: none", "int32"),
             _f("owner", "", "element that carries it: tracks, then clusters; merged: their owner's; -1: dropped", "int32"),
-            _f("origin", "", f"what decayed above it: index into {ORIGINS}", "int8"),
+            _f("origin", "", f"index into {ORIGINS}, by the nearest ancestors that decide", "int8"),
         ),
     ),
     "gen_jet": (
@@ -150,7 +150,7 @@ COLUMNS |= {
             _f("phi", "rad", "same"),
             _f("energy", "GeV", "same"),
             _f("flavour", "", "5, 4, 15, 3, 2, 1, 21; 0: none found", "int8"),
-            _f("top_role", "", "1: the quark straight from the top, 2: one of its W; -1, -2: of the antitop; 0: none of them", "int8"),
+            _f("top_role", "", "1: the b (down-type quark) of the top, 2: a quark of its W; -1, -2: of the antitop; 0: none", "int8"),
         ),
     ),
     "gen_met": (

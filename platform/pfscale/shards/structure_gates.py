@@ -14,7 +14,9 @@ from scipy.stats import chisquare
 
 from pfscale.edm4hep.elements import MAY_BE_MISSING
 from pfscale.edm4hep.extraction import MAX_CLOSURE_ERROR
+from pfscale.edm4hep.origin import ORIGINS
 from pfscale.physics.bootstrap import Estimate
+from pfscale.physics.flavour import TOP_ROLES
 from pfscale.physics.kinematics import sum_per_event
 from pfscale.shards.gate import EventBatch, Gate, GateResult, Mask, Rule, ViolationGate
 from pfscale.shards.manifest import Manifest
@@ -88,7 +90,8 @@ class IndexGate(ViolationGate):
     name = "indices"
     title = "indices in range"
     definition = (
-        "One target per element; every particle_number, jet_idx, owner, baseline index, class and split names something that exists."
+        "One target per element; every particle_number, jet_idx, owner, baseline index, class, origin, top_role and split names something"
+        " that exists."
     )
     needs_usable_events = False
     is_guard = True
@@ -106,6 +109,8 @@ class IndexGate(ViolationGate):
         yield Rule("jet_idx of targets", _outside(targets["jet_idx"], -1, counts["gen_jet"][targets.event]), targets.event)
         yield Rule("jet_idx of particles", _outside(particles["jet_idx"], -1, counts["gen_jet"][particles.event]), particles.event)
         yield Rule("owner", _outside(particles["owner"], -1, num_elements[particles.event]), particles.event)
+        yield Rule("origin", _outside(particles["origin"], 0, len(ORIGINS)), particles.event)
+        yield Rule("top_role", ~np.isin(batch.lists["gen_jet"]["top_role"], TOP_ROLES), batch.lists["gen_jet"].event)
         yield Rule("split", ~np.isin(batch.of_event("split").astype(str), SPLITS), every)
         for leaf, column in (("track_index", "track"), ("cluster_index", "cluster")):
             rows, lists = batch.lists["baseline"], batch.lists["baseline"][leaf]

@@ -21,7 +21,7 @@ from pfscale.models.mlpf import Mlpf, MlpfConfig
 from pfscale.models.onnx_model import INPUTS, OnnxModel, OnnxParticles
 from pfscale.shards.dataset import load_index, read_events
 from pfscale.shards.ragged import NUM_MOMENTUM_FEATURES, RaggedEvents
-from pfscale.shards.schema import CLASSES, SCHEMA_VERSION
+from pfscale.shards.schema import CLASSES
 from pfscale.tasks.reconstruction import ReconstructionConfig, describe, predict
 from pfscale.tracking.attachments import attach_files
 from pfscale.tracking.registry import download, register_model, resolve, weights_digest

@@ -4,7 +4,7 @@ ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/downstream.py 
     jobs/configs/downstream/missing_momentum.yaml data.shards=$PWD/shards/cld \
     run.storage=$PWD/runs run.tracking_uri=sqlite:///$PWD/mlflow.db
 
-Expected on two cores with 2,000 simulated ttbar events: 5 s; met_resolution 10.5 GeV from latents, 11.1 GeV from the plain sum.
+One linear layer on latents; its time and resolution were not measured since it is trained like all heads.
 """
 
 import sys

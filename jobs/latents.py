@@ -3,7 +3,7 @@ r"""Candidates, jets and latents of all events of a data set, for any number of 
 ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/latents.py \
     models:/mlpf-cld@candidate $PWD/shards/cld --storage $PWD/runs --tracking-uri sqlite:///$PWD/mlflow.db
 
-Expected on two cores with 2,000 simulated ttbar events: half a minute.
+Time on a data set of real size: not measured.
 """
 
 import sys

@@ -52,14 +52,15 @@ def binned_bands(curves: Mapping[str, Sequence[Floats]], *, edges: Sequence[floa
     """
     figure = new_figure(width=6.6, height=5.4)
     axes = figure.subplots()
-    centres, numbers = 0.5 * (np.asarray(edges[1:]) + np.asarray(edges[:-1])), {"edges": list(edges)}
+    centres = 0.5 * (np.asarray(edges[1:]) + np.asarray(edges[:-1]))
+    numbers: dict[str, Any] = {"edges": list(edges)}
     for i, (arm, seeds) in enumerate(curves.items()):
         style = look(arm, among=list(curves))
         stacked = np.stack(seeds)
         mean, spread = stacked.mean(0), stacked.std(0, ddof=1) if len(seeds) > 1 else np.zeros(stacked.shape[1])
         offset = (i - len(curves) / 2) * 0.01 * (edges[-1] - edges[0])
         axes.errorbar(centres + offset, mean, spread, color=style.colour, marker=style.marker, linestyle=style.line, label=style.label)
-        numbers[arm] = {"mean": mean, "spread": spread}  # type: ignore[assignment]
+        numbers[arm] = {"mean": mean, "spread": spread}
     axes.set(xlabel=axis_label(variable, "GeV"), ylabel=axis_label(metric, unit))
     if curves:
         figure.legend(loc="outside lower center", ncols=2, title="mean ± standard deviation over seeds")

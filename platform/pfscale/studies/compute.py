@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from pfscale.studies.config import Draw
 from pfscale.studies.plan import SweepPlan, flops_per_element
-from pfscale.studies.rows import Row
+from pfscale.studies.rows import Row, key_of
 from pfscale.training.verbs import find_verb
+
+_PER_ELEMENT: dict[tuple[str, str], float] = {}  # by sweep and settings
 
 
 def flops_of(plan: SweepPlan, row: Row) -> float:
     """Of all its steps, by formula."""
-    return row.elements * _per_element(_Trial(plan, Draw(tuple(row.settings.items()))))
+    return row.elements * _per_element(plan, Draw(tuple(row.settings.items())))
 
 
 def flops_of_draw(plan: SweepPlan, draw: Draw) -> float:
     """If it ran to its end."""
     config = find_verb(plan.question.sweep.verb).launch(plan.question.config(draw))[0].config
-    return float(_per_element(_Trial(plan, draw)) * config.optimisation.num_steps * config.data.tokens_per_step)
+    return float(_per_element(plan, draw) * config.optimisation.num_steps * config.data.tokens_per_step)
 
 
-class _Trial:
-    """A draw that is equal to another of the same settings."""
-
-    def __init__(self, plan: SweepPlan, draw: Draw) -> None:
-        self.plan, self.draw = plan, draw
-
-    def __hash__(self) -> int:
-        return hash((self.plan.name, str(self.draw.settings)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Trial) and (self.plan.name, self.draw) == (other.plan.name, other.draw)
-
-
-@lru_cache(maxsize=1024)
-def _per_element(trial: _Trial) -> float:
-    question = trial.plan.question
-    return flops_per_element(find_verb(question.sweep.verb).launch(question.config(trial.draw))[0])
+def _per_element(plan: SweepPlan, draw: Draw) -> float:
+    key = (plan.name, key_of(draw.values))
+    if key not in _PER_ELEMENT:
+        _PER_ELEMENT[key] = flops_per_element(find_verb(plan.question.sweep.verb).launch(plan.question.config(draw))[0])
+    return _PER_ELEMENT[key]

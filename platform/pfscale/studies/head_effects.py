@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,19 +23,7 @@ _EVENTS = 128
 _MOST_STEPS = 2
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A plan of latents that is equal to another of the same key."""
-
-    key: str
-
-    @staticmethod
-    def of(plan: LatentPlan) -> _Plan:
-        _PLANS[plan.key] = plan
-        return _Plan(plan.key)
-
-
-_PLANS: dict[str, LatentPlan] = {}
+_SAMPLES: dict[str, tuple[EventObjects, np.ndarray]] = {}  # by the key of the plan
 
 
 def head_digest(launch: HeadLaunch) -> str:
@@ -58,7 +44,7 @@ def head_digest(launch: HeadLaunch) -> str:
     engine = TorchEngine(training.module, optimisation)
     for number, members in enumerate(_first_members(training)):
         torch.manual_seed(config.seed + number)
-        terms = engine.accumulate(training.train.batch(members), num_elements=len(members), is_last=True)  # type: ignore[arg-type]
+        terms = engine.accumulate(training.train.batch(members), num_elements=len(members), is_last=True)
         hashed.update(terms.numpy().tobytes())
         engine.apply(learning_rate=rates[number])
     for name, values in sorted(engine.weights().items()):
@@ -78,7 +64,7 @@ def head_cost(launch: HeadLaunch) -> tuple[int, float]:
         times = []
         for members in _first_members(training):
             begin = time.perf_counter()
-            engine.accumulate(training.train.batch(members), num_elements=len(members), is_last=True)  # type: ignore[arg-type]
+            engine.accumulate(training.train.batch(members), num_elements=len(members), is_last=True)
             engine.apply(learning_rate=0.0)
             times.append(time.perf_counter() - begin)
     finally:
@@ -99,19 +85,18 @@ def _first_members(training: HeadTraining) -> list[np.ndarray]:
 
 
 def _training(launch: HeadLaunch) -> HeadTraining:
-    objects, rows = _sample(_Plan.of(launch.plan))
+    objects, rows = _sample(launch.plan)
     task: Any = TASKS[type(launch.config.task)].task.fitted(launch.config.task, objects)
     data: HeadData = examples_of(launch, task, objects, rows)
     return head_training(launch, task, data, data)
 
 
-@lru_cache(maxsize=16)
-def _sample(plan: _Plan) -> tuple[EventObjects, np.ndarray]:
+def _sample(plan: LatentPlan) -> tuple[EventObjects, np.ndarray]:
     """Objects of the first training events, and their positions in the index."""
-    wanted = _PLANS[plan.key]
-    index = load_index(wanted.shards)
-    rows = np.sort(select_events(index, "train")[:_EVENTS])
-    events = read_events(index, rows, COLUMNS)
-    bundle = wanted.bundle
-    candidates = run_model(bundle.model, events, ReconstructionConfig(**bundle.card["task"])).candidates
-    return find_objects(events, candidates, run_encoder(wanted.encoder.model, events, wanted.latents)), rows
+    if plan.key not in _SAMPLES:
+        index = load_index(plan.shards)
+        rows = np.sort(select_events(index, "train")[:_EVENTS])
+        events = read_events(index, rows, COLUMNS)
+        candidates = run_model(plan.bundle.model, events, ReconstructionConfig(**plan.bundle.card["task"])).candidates
+        _SAMPLES[plan.key] = find_objects(events, candidates, run_encoder(plan.encoder.model, events, plan.latents)), rows
+    return _SAMPLES[plan.key]

@@ -14,6 +14,7 @@ from pfscale.physics.response import PT_BINS, summarise_in_bins
 from pfscale.report.heads_figures import binned_bands, latent_axes, roc_bands
 from pfscale.report.style import Drawn
 from pfscale.shards.objects import EventObjects
+from pfscale.tasks.arms import jet_latents
 from pfscale.tasks.jet_flavour import FLAVOURS
 from pfscale.training.downstream import PREDICTIONS
 
@@ -63,15 +64,9 @@ def latents_figures(objects: EventObjects, encoder: str) -> dict[str, Drawn]:
         f"latents_of_candidates_{encoder}": latent_axes(objects.latents[rows].astype(np.float32), particles, of="candidates' latents")
     }
     name_of = {code: name for name, codes in FLAVOURS.items() for code in codes}
-    jet = objects.jet_of_candidate
-    inside = jet >= 0
-    weight = np.hypot(objects.candidate["px"], objects.candidate["py"])[inside]
-    total = np.zeros((len(objects.event_of_jet), objects.latents.shape[1]))
-    np.add.at(total, jet[inside], weight[:, None] * objects.latents[inside])
-    mean = total / np.maximum(np.bincount(jet[inside], weight, len(total)), 1e-6)[:, None]
     known = np.isin(objects.jet["flavour"], list(name_of))
     flavours = [name_of[int(code)] for code in objects.jet["flavour"][known]]
-    figures[f"latents_of_jets_{encoder}"] = latent_axes(mean[known], flavours, of="jets' mean latents")
+    figures[f"latents_of_jets_{encoder}"] = latent_axes(jet_latents(objects)[known], flavours, of="jets' mean latents")
     return figures
 
 

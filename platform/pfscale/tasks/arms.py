@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,14 +19,6 @@ _MIN = 1e-6  # GeV, of arguments of logarithms
 _D0_SCALE, _Z0_SCALE = 0.02, 0.05  # mm: impact parameters are counted in units of these before arcsinh
 _TRACK_SUMMARIES = 3  # of a jet: its candidates with the largest impact parameter significances
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Names of the features that an arm has, and whether latents come after them."""
-
-    names: tuple[str, ...]
-    has_latents: bool
 
 
 def has_latents(arm: Arm) -> bool:
@@ -107,16 +98,20 @@ def _tracks_of_jets(objects: EventObjects, examples: Examples) -> dict[str, Floa
 
 
 def _latents(objects: EventObjects, examples: Examples) -> NDArray[np.float16]:
-    """Of the candidates; of jets, the mean over their candidates weighted by pt."""
-    if examples.constituents == "candidates":
-        return objects.latents[examples.rows]
+    """Of the candidates, or of the jets."""
+    found = objects.latents if examples.constituents == "candidates" else jet_latents(objects).astype(np.float16)
+    return found[examples.rows]
+
+
+def jet_latents(objects: EventObjects) -> Floats:
+    """(m, K) mean latents of each jet's candidates, weighted by pt; zero of a jet without any."""
     jet = objects.jet_of_candidate
     inside = jet >= 0
     weight = np.hypot(objects.candidate["px"], objects.candidate["py"])[inside].astype(np.float64)
     total = np.zeros((len(objects.event_of_jet), objects.latents.shape[1]))
     np.add.at(total, jet[inside], weight[:, None] * objects.latents[inside])
-    norm = np.bincount(jet[inside], weight, len(total))
-    return (total / np.maximum(norm, _MIN)[:, None])[examples.rows].astype(np.float16)
+    mean: Floats = total / np.maximum(np.bincount(jet[inside], weight, len(total)), _MIN)[:, None]
+    return mean
 
 
 def _ln(values: Floats) -> Floats:

@@ -34,7 +34,6 @@ class Examples:
         rows: (n,) rows of the constituents in the objects' candidates or jets.
         targets: name -> (B, ...).
         constituent_targets: name -> (n,).
-        notes: what was left out, and why.
     """
 
     constituents: Constituents
@@ -44,7 +43,6 @@ class Examples:
     rows: NDArray[np.int64]
     targets: Mapping[str, NDArray]
     constituent_targets: Mapping[str, NDArray] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.event)

@@ -236,7 +236,7 @@ def _train(launch: HeadLaunch, tracker: Tracker) -> Run:
         training.module.load_state_dict(best)
         metrics = _measured(training, splits, launch.folder / PREDICTIONS)
         metrics |= {"validation_loss": state.best_loss, "best_step": float(state.best_step)}
-        return _finish(launch, tracker, logger, training, metrics, splits.train.sets.examples.notes)
+        return _finish(launch, tracker, logger, training, metrics)
 
 
 def prepare(launch: HeadLaunch, objects: EventObjects) -> tuple[DownstreamTask, _Splits]:
@@ -343,9 +343,7 @@ def _keep(said: NDArray[np.float32], task: DownstreamTask, examples: Examples, o
     np.savez_compressed(path, allow_pickle=False, **values)
 
 
-def _finish(
-    launch: HeadLaunch, tracker: Tracker, logger: RunLogger, training: HeadTraining, metrics: dict[str, float], notes: tuple[str, ...]
-) -> Run:
+def _finish(launch: HeadLaunch, tracker: Tracker, logger: RunLogger, training: HeadTraining, metrics: dict[str, float]) -> Run:
     """The run with its figures logged and its head registered."""
     config, manifest = launch.config, launch.plan.manifest
     logger.log_metrics(metrics, step=training.optimisation.num_steps)
@@ -382,7 +380,7 @@ def _finish(
         tags["events"] = str(config.data.num_events or manifest.splits["train"])
         tags["headline"] = f"{headline.removeprefix('test/')} {metrics.get(headline, float('nan')):.4g}"
         version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=name, tags=tags)
-    run = Run(logger.run_id, launch.name, launch.fingerprint, metrics, bundle, version, logger.link, notes=notes)
+    run = Run(logger.run_id, launch.name, launch.fingerprint, metrics, bundle, version, logger.link)
     write_finished(run)
     return run
 

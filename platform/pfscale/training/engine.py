@@ -131,7 +131,7 @@ def _copy_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 class TorchEngine:
-    """AdamW on the module; gradients are summed over workers where there are several."""
+    """AdamW on the module, whose batches may be of any kind; gradients are summed over workers where there are several."""
 
     def __init__(self, module: nn.Module, optimisation: OptimisationConfig) -> None:
         self.module = module
@@ -139,7 +139,7 @@ class TorchEngine:
         self.optimizer = optimizer_for(module, optimisation)
         self.trainable = [p for p in module.parameters() if p.requires_grad]
 
-    def accumulate(self, batch: Batch, *, num_elements: int, is_last: bool) -> Tensor:
+    def accumulate(self, batch: Any, *, num_elements: int, is_last: bool) -> Tensor:
         terms = self.module(batch)
         (terms.sum() / num_elements).backward()
         if is_last and dist.is_initialized() and dist.get_world_size() > 1:
@@ -163,7 +163,7 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: Any) -> Tensor:
         return _evaluate(self.module, batch)
 
     def weights(self) -> Weights:
@@ -288,7 +288,7 @@ def to_universal(folder: Path, output: Path) -> None:
         raise ResourceError(f"DeepSpeed cannot convert the checkpoint for another number of workers: {said}", where=str(folder), hint=hint)
 
 
-def _evaluate(module: nn.Module, batch: Batch) -> Tensor:
+def _evaluate(module: nn.Module, batch: Any) -> Tensor:
     module.eval()
     with torch.no_grad():
         terms = module(batch)

@@ -244,14 +244,14 @@ def losses(engine: TorchEngine, data: HeadData, terms: tuple[str, ...], device: 
     """Mean of each loss term and their sum `loss`; NaN of no examples."""
     total = torch.zeros(len(terms))
     for members in _in_order(data):
-        total += engine.evaluate(data.batch(members).to(device)).cpu()  # type: ignore[arg-type]
+        total += engine.evaluate(data.batch(members).to(device)).cpu()
     means = (total / max(len(data), 1)).tolist() if len(data) else [math.nan] * len(terms)
     return {"loss": math.fsum(means), **dict(zip(terms, means, strict=True))}
 
 
 def _step(engine: TorchEngine, batch: HeadBatch, number: int, optimisation: OptimisationConfig) -> float:
     """The mean loss of the batch before the step."""
-    terms = engine.accumulate(batch, num_elements=len(batch.targets), is_last=True)  # type: ignore[arg-type]
+    terms = engine.accumulate(batch, num_elements=len(batch.targets), is_last=True)
     loss = float(terms.sum()) / len(batch.targets)
     norm = engine.apply(learning_rate=learning_rate(optimisation, number))
     if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -91,7 +91,7 @@ def test_a_ladder_is_measured_on_events_of_its_own(make_shards: Shards, run_conf
     assert {"ladder_validation_loss", "ladder_jet_response_iqr_over_median", "ladder_met_resolution"} <= set(result.figures)
     _, numbers = result.figures["ladder_jet_response_iqr_over_median"]
     assert {"zero-shot", "full", "scratch", "truth targets"} <= set(numbers)
-    assert any("times fewer cld events" in sentence for sentence in result.answer)
+    assert any("times fewer CLD events" in sentence for sentence in result.answer)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from pfscale.commands import data, models, studies, trainings
+from pfscale.commands.doctor import doctor
 from pfscale.commands.terminal import INTERRUPTED, UNEXPECTED, Output
 from pfscale.errors import InputFileError, PfscaleError, unknown_name
 
@@ -121,8 +122,9 @@ def demo(output: Output = Path("pfscale-demo")) -> None:
 
 for verb in (
     *(data.simulate, data.ingest, data.inspect),
-    *(trainings.pretrain, trainings.finetune, trainings.downstream, studies.sweep),
+    *(trainings.pretrain, trainings.finetune, trainings.downstream, studies.sweep, studies.scaling, studies.plan),
     *(models.latents, models.evaluate, models.report, models.reconstruct, models.export),
+    doctor,
 ):
     app.command()(verb)
 app.add_typer(models.models_app, name="models")

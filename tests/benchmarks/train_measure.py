@@ -34,7 +34,7 @@ from pfscale.training.pretrain import PretrainConfig, pretrain
 from pfscale.training.session import Alone
 
 TASK, TOKENS, ROUNDS = ReconstructionConfig(), 8192, 7
-TIMED_FROM, TIMED_TO = 30, 130  # steps; before the first, Ray starts processes and the first windows are read
+TIMED_FROM = 30  # steps; before, Ray starts processes and the first windows are read
 CPU = torch.device("cpu")
 
 
@@ -112,11 +112,11 @@ def broad_lengths(count: int) -> NDArray[np.int64]:
     return np.clip(np.rint(drawn), 20, 400).astype(np.int64)
 
 
-def bare(shards: str, size: str) -> dict[str, Any]:
+def bare(shards: str, size: str, num_steps: str) -> dict[str, Any]:
     """A plain torch loop over the platform's own batches, those between the points that `platform` is timed at, in memory beforehand."""
     index = load_index(shards)
     steps = training_steps(index, select_events(index, "train"), DataConfig(shards=shards), Alone(), seed=1, start=Place())
-    batches = [next(steps).passes[0] for _ in range(TIMED_TO)][TIMED_FROM:]
+    batches = [next(steps).passes[0] for _ in range(int(num_steps))][TIMED_FROM:]
     steps.close()
     torch.manual_seed(1)
     model = Mlpf(MlpfConfig(size=int(size)))
@@ -137,18 +137,19 @@ def bare(shards: str, size: str) -> dict[str, Any]:
     return {"rate": sum(b.num_elements for b in batches) / (time.perf_counter() - begin)}
 
 
-def platform(shards: str, folder: str, size: str, workers: str, threads: str) -> dict[str, Any]:
+def platform(shards: str, folder: str, size: str, workers: str, threads: str, num_steps: str) -> dict[str, Any]:
     """A pre-training by Ray Train and DeepSpeed with MLflow and checkpoints; its rate between two steps, by the clock, all in.
 
     No evaluation lies between the two; what evaluations take of all time is a figure of its own.
     """
     shutil.rmtree(folder, ignore_errors=True)
     Path(folder).mkdir(parents=True)
+    last = int(num_steps)
     run = pretrain(
         PretrainConfig(
             model=MlpfConfig(size=int(size)),
             data=DataConfig(shards=shards, num_validation_events=200),
-            optimisation=OptimisationConfig(num_steps=TIMED_TO, learning_rate=1e-4, evaluate_every=TIMED_TO),
+            optimisation=OptimisationConfig(num_steps=last, learning_rate=1e-4, evaluate_every=last),
             checkpoint_every=TIMED_FROM,
             run=RunConfig(
                 storage=folder,
@@ -167,9 +168,9 @@ def platform(shards: str, folder: str, size: str, workers: str, threads: str) ->
     stamps = {point.step: point.timestamp / 1000 for point in client.get_metric_history(run.run_id, "train_loss")}
     index = load_index(shards)
     steps = training_steps(index, select_events(index, "train"), DataConfig(shards=shards), Alone(), seed=1, start=Place())
-    lengths = [next(steps).num_elements for _ in range(TIMED_TO)][TIMED_FROM : TIMED_TO - 10]
+    lengths = [next(steps).num_elements for _ in range(last)][TIMED_FROM : last - 10]
     steps.close()
-    rate = sum(lengths) / (stamps[TIMED_TO - 10] - stamps[TIMED_FROM])
+    rate = sum(lengths) / (stamps[last - 10] - stamps[TIMED_FROM])
     shares = {name: logged[name] for name in ("data_share", "evaluation_share", "logging_share", "checkpoint_share")}
     return {**shares, "rate": rate, "mfu": logged["mfu"]}
 

@@ -11,10 +11,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 MEASURE = Path(__file__).parent / "train_measure.py"
+STEPS, FEWER_STEPS = 100, 70  # of a training that is timed from step 30 on; fewer for the larger model
 Results = dict[str, Any]
 
 
@@ -52,8 +54,8 @@ def rates(shards: Path, folder: Path) -> str:
 
 def platform(shards: Path, folder: Path) -> str:
     """The whole platform beside a bare loop over the same batches, in turn, with both of two cores and with one."""
-    lines = ["| size 2 | two threads | one thread |", "|---|---|---|"]
-    columns = [_beside_bare(shards, folder, threads) for threads in (2, 1)]
+    lines = ["| size 2 | one thread | two threads |", "|---|---|---|"]
+    columns = [_beside_bare(shards, folder, threads) for threads in (1, 2)]
 
     def row(label: str, value: Callable[[list[Results]], str]) -> None:
         lines.append(f"| {label} | {' | '.join(value(rounds) for rounds in columns)} |")
@@ -68,27 +70,37 @@ def platform(shards: Path, folder: Path) -> str:
 
 def _beside_bare(shards: Path, folder: Path, threads: int) -> list[Results]:
     rounds = []
-    for number in range(3):
-        bare = measured("bare", shards, 2, threads=threads)
-        whole = measured("platform", shards, folder / f"platform-{threads}-{number}", 2, 1, threads, threads=threads)
+    for number in range(2):
+        bare = measured("bare", shards, 2, STEPS, threads=threads)
+        whole = measured("platform", shards, folder / f"platform-{threads}-{number}", 2, 1, threads, STEPS, threads=threads)
         rounds.append({**whole, "bare": bare["rate"]})
     return rounds
 
 
 def workers(shards: Path, folder: Path) -> str:
-    """One worker with one thread against two workers with one thread each, in turn."""
+    """One worker with one thread against two workers with one thread each, in turn; and what the machine itself gains by two processes."""
+    alone, together = _machine_gain(shards)
     rounds = [[_worker_rate(shards, folder, count, number) for count in (1, 2)] for number in range(2)]
     one, two = (max(found[i] for found in rounds) for i in range(2))
     lines = ["| width 256, 3 layers, 16 heads | |", "|---|---|"]
     lines += [
         f"| one worker, one thread; two workers, one thread each: elements/s | {one:.0f}; {two:.0f} |",
         f"| **ratio** of the best (each round: {', '.join(f'{found[1] / found[0]:.2f}' for found in rounds)}) | **{two / one:.2f}** |",
+        f"| two bare loops at once, one thread each, over one alone: elements/s | {together:.0f} / {alone:.0f} = {together / alone:.2f} |",
     ]
     return "\n".join(lines)
 
 
+def _machine_gain(shards: Path) -> tuple[float, float]:
+    """Elements per second of one bare loop with one thread, and of two at once that know nothing of each other, in sum."""
+    alone = measured("bare", shards, 3, FEWER_STEPS, threads=1)["rate"]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: measured("bare", shards, 3, FEWER_STEPS, threads=1)["rate"], range(2)))
+    return alone, sum(both)
+
+
 def _worker_rate(shards: Path, folder: Path, num_workers: int, number: int) -> float:
-    found = measured("platform", shards, folder / f"workers-{num_workers}-{number}", 3, num_workers, 1, threads=1)
+    found = measured("platform", shards, folder / f"workers-{num_workers}-{number}", 3, num_workers, 1, FEWER_STEPS, threads=1)
     return float(found["rate"])
 
 

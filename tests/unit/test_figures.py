@@ -17,6 +17,8 @@ from pfscale.physics.bootstrap import Estimate
 from pfscale.physics.evaluation import Candidates, EvaluationResult, GenReference, evaluate_events
 from pfscale.physics.jets import cluster_jets
 from pfscale.physics.particles import ElementPredictions, evaluate_particles
+from pfscale.physics.rates import BinnedRate
+from pfscale.report.binned import draw_points, rate_points
 from pfscale.report.event_display import EventParticles, EventView, event_display
 from pfscale.report.event_figures import (
     jet_matching,
@@ -128,6 +130,17 @@ def test_particle_figures_show_every_class(draw, variable, num_elements: int) ->
     assert set(numbers["mlpf"]) == set(CLASSES[1:])
     assert len(figure.axes) == 10
     assert any("no bin" in t.get_text() for a in figure.axes for t in a.texts) == (num_elements == 0)
+
+
+def test_error_bars_of_a_fraction_end_at_0_and_1() -> None:
+    """Would catch bars that reach below nothing or beyond all."""
+    rates = BinnedRate("pt", "GeV", (0.0, 1.0, 2.0, 3.0), (Estimate(1.0, 0.1), Estimate(0.02, 0.05), Estimate(0.5, 0.1)), (20, 20, 20))
+    down, up = rate_points(rates).errors
+    assert down.tolist() == [0.1, 0.02, 0.1]
+    assert up.tolist() == [0.0, 0.05, 0.1]
+    figure = Figure()
+    assert draw_points(figure.subplots(), {"mlpf": rate_points(rates)}, is_log=False)
+    render(figure)
 
 
 def test_learning_curves_skip_what_is_not_finite() -> None:

@@ -39,6 +39,8 @@ from pfscale.edm4hep.reader import OWN_METADATA, EventSource
 
 COLLECTION = "MLPFCandidates"
 SCORES, LATENTS = "MLPFScores", "MLPFLatents"
+_NUMBER = "EventHeader.eventNumber"
+_EVENTS_AT_ONCE = 1000
 _SIZE = Kind((Member("energy", ("energy",)),))
 
 
@@ -79,6 +81,7 @@ class CandidateTree:
         self._file = uproot.recreate(path, compression=uproot.LZ4(1))
         self._detector = detector
         self._tree: Any = None
+        self._waiting: list[Columns] = []
 
     def __enter__(self) -> CandidateTree:
         return self
@@ -87,15 +90,28 @@ class CandidateTree:
         self._file.close()
 
     def extend(self, events: CandidateEvents) -> None:
-        """Appends events."""
-        arrays = {name: jagged(counts, values) for name, (counts, values) in _columns(events, self._detector).items()}
+        """Appends events; they are written by the thousand, because uproot takes as long for few as for many."""
+        self._waiting.append(_columns(events, self._detector))
+        if sum(len(columns[_NUMBER][0]) for columns in self._waiting) >= _EVENTS_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        """Writes what waits."""
+        if not self._waiting:
+            return
+        joined = {
+            name: tuple(np.concatenate([columns[name][part] for columns in self._waiting]) for part in (0, 1)) for name in self._waiting[0]
+        }
+        self._waiting = []
+        arrays = {name: jagged(counts, values) for name, (counts, values) in joined.items()}
         if self._tree is None:
             types = {name: array.type.content for name, array in arrays.items()}
             self._tree = self._file.mktree("events", types, counter_name=lambda branch: f"n{branch.split('.')[0]}")
         self._tree.extend(arrays)
 
     def write_metadata(self, values: Mapping[str, str]) -> None:
-        """Writes the collection ids and what the file says of itself: keys and values."""
+        """Writes the last events, the collection ids and what the file says of itself: keys and values."""
+        self._write()
         write_ids(self._file, ["EventHeader", COLLECTION, self._detector.tracks, *(c.name for c in self._detector.clusters)])
         write_strings(self._file, OWN_METADATA, values)
 

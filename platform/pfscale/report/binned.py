@@ -22,7 +22,10 @@ BAND_LABEL = "band: mean ± standard deviation of {} seeds"
 
 @dataclass(frozen=True)
 class Points:
-    """One curve: a number with its error in every bin (NaN: too few entries), and the same numbers of other seeds, (seeds, bins)."""
+    """One curve: a number with its error in every bin (NaN: too few entries), and the same numbers of other seeds, (seeds, bins).
+
+    `errors` is (bins,), or (2, bins) downwards and upwards.
+    """
 
     edges: tuple[float, ...]
     values: NDArray[np.float64]
@@ -40,10 +43,10 @@ def response_points(
 
 
 def rate_points(binned: BinnedRate) -> Points:
-    """The curve of a fraction."""
+    """The curve of a fraction, whose error bars end at 0 and 1."""
     enough = np.array(binned.counts) >= MIN_ENTRIES
-    values, errors = (np.array([getattr(e, name) for e in binned.bins], np.float64) for name in ("value", "error"))
-    return Points(binned.edges, np.where(enough, values, np.nan), np.where(enough, errors, np.nan))
+    values, errors = (np.where(enough, [getattr(e, name) for e in binned.bins], np.nan) for name in ("value", "error"))
+    return Points(binned.edges, values, np.minimum(errors, [values, 1 - values]))
 
 
 def draw_points(axes: Axes, curves: Mapping[str, Points], *, is_log: bool) -> bool:
@@ -62,7 +65,7 @@ def draw_points(axes: Axes, curves: Mapping[str, Points], *, is_log: bool) -> bo
         axes.errorbar(
             centre[shown],
             points.values[shown],
-            np.nan_to_num(points.errors[shown]),
+            np.nan_to_num(points.errors[..., shown]),
             span[:, shown],
             color=style.colour,
             marker=style.marker,

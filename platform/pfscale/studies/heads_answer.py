@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pfscale.models.mlpf import LatentConfig
 from pfscale.report.arms_figure import ArmPoint, arm_curves
 from pfscale.report.style import Drawn
 from pfscale.studies.config import Draw
@@ -40,6 +41,7 @@ class Cell:
     """Trainings that differ in their seed only.
 
     Attributes:
+        latents: which, where they are not the usual ones.
         labels: training events; 0: all.
         values: metric -> one per seed; `errors`: of the test events, by the bootstrap, mean over seeds.
         models: folder of each seed's.
@@ -48,6 +50,7 @@ class Cell:
     task: str
     arm: str
     state: str
+    latents: str
     labels: int
     parameters: int
     values: dict[str, list[float]]
@@ -57,7 +60,9 @@ class Cell:
     @property
     def name(self) -> str:
         """Of the curve."""
-        return self.arm if self.state == "pretrained-frozen" else f"{self.arm} ({self.state.removeprefix('pretrained-')})"
+        of_state = "" if self.state == "pretrained-frozen" else self.state.removeprefix("pretrained-")
+        said = ", ".join(filter(None, (of_state, self.latents)))
+        return f"{self.arm} ({said})" if said else self.arm
 
     def shown(self, metric: str) -> str:
         """Mean and standard deviation over seeds."""
@@ -70,16 +75,16 @@ class Cell:
 
 def cells_of(plan: SweepPlan, rows: Sequence[Row]) -> list[Cell]:
     """The finished trainings by everything but their seed."""
-    groups: dict[tuple[str, str, str, int], list[Row]] = {}
+    groups: dict[tuple[str, str, str, str, int], list[Row]] = {}
     for row in rows:
         if row.status != FINISHED:
             continue
         config = plan.question.config(Draw(tuple(row.settings.items())))
         assert isinstance(config, DownstreamConfig)
-        key = (config.task.kind, config.arm, config.state, config.data.num_events or 0)
+        key = (config.task.kind, config.arm, config.state, _latents_of(config), config.data.num_events or 0)
         groups.setdefault(key, []).append(row)
     found = []
-    for (task, arm, state, labels), same in sorted(groups.items()):
+    for (task, arm, state, latents, labels), same in sorted(groups.items()):
         values: dict[str, list[float]] = {}
         errors: dict[str, float] = {}
         for name, *_ in METRICS[task]:
@@ -89,9 +94,26 @@ def cells_of(plan: SweepPlan, rows: Sequence[Row]) -> list[Cell]:
                     values[metric] = of_rows
                     errors[metric] = float(np.mean([row.metrics.get(f"test/{metric}_error", math.nan) for row in same]))
         found.append(
-            Cell(task, arm, state, labels, int(same[0].metrics.get("num_parameters", 0)), values, errors, [row.model for row in same])
+            Cell(
+                task,
+                arm,
+                state,
+                latents,
+                labels,
+                int(same[0].metrics.get("num_parameters", 0)),
+                values,
+                errors,
+                [row.model for row in same],
+            )
         )
     return found
+
+
+def _latents_of(config: DownstreamConfig) -> str:
+    """Which latents a head saw, in a word or two; nothing for the usual ones, and for none."""
+    if not has_latents(config.arm) or config.latents == LatentConfig():
+        return ""
+    return config.latents.part if config.latents.part != "encoder" else f"layer {config.latents.layer}"
 
 
 def heads_answer(plan: SweepPlan, rows: Sequence[Row]) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Drawn]]:

@@ -23,6 +23,8 @@ _MAX_EXPONENT = 3.0
 _MAX_ITERATIONS = 500
 _STARTING_EXPONENTS = (0.05, 0.2, 0.5, 1.0)
 _STARTING_OFFSETS = (0.05, 0.5, 0.8, 0.97)  # of the smallest loss
+_NO_OFFSET = 0.05  # of the smallest loss
+_FAR_BELOW = 10.0  # the smallest loss, in logarithms: a term of that size is none
 _AGREE = 1e-3  # relative difference in the objective of starts that found the same minimum
 
 
@@ -99,11 +101,20 @@ def fit_law(x: Sequence[ArrayLike], loss: ArrayLike, *, delta: float = HUBER_DEL
 def bootstrap_laws(
     x: Sequence[ArrayLike], loss: ArrayLike, fit: LawFit, *, num_replicas: int = NUM_REPLICAS, seed: int = 1, delta: float = HUBER_DELTA
 ) -> list[Law]:
-    """The laws of runs drawn with replacement, each fitted from the law of all runs."""
+    """The laws of runs drawn with replacement, each fitted from the law of all runs.
+
+    Where that has no offset to speak of, also from one with half the smallest loss: in logarithms nothing leads back from zero.
+    """
     problem = _Problem.of(x, loss)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(problem.num_runs, np.full(problem.num_runs, 1 / problem.num_runs), size=num_replicas).astype(np.float64)
-    thetas, _ = problem.solve(np.tile(fit.theta, (num_replicas, 1)), counts, delta)
+    thetas, objectives = problem.solve(np.tile(fit.theta, (num_replicas, 1)), counts, delta)
+    smallest = float(problem.ln_loss_n.min())
+    if fit.theta[0] < smallest + np.log(_NO_OFFSET):
+        start = fit.theta.copy()
+        start[0] = smallest + np.log(0.5)
+        others, lower = problem.solve(np.tile(start, (num_replicas, 1)), counts, delta)
+        thetas = np.where((lower < objectives)[:, None], others, thetas)
     return [problem.law(theta) for theta in thetas]
 
 
@@ -177,6 +188,7 @@ class _Problem:
         theta, damping = theta_RP.copy(), np.full(len(theta_RP), 1e-2)
         objective = self._objective(theta, weights_Rn, delta)
         is_open = np.ones(len(theta), bool)
+        lowest = float(self.ln_loss_n.min()) - _FAR_BELOW
         num = len(self.ln_x_Kn)
         for _ in range(_MAX_ITERATIONS):
             rows = np.flatnonzero(is_open)
@@ -185,7 +197,7 @@ class _Problem:
             step = self._step(theta[rows], weights_Rn[rows], damping[rows], delta)
             tried = theta[rows] + step
             tried[:, 1 + num :] = np.clip(tried[:, 1 + num :], 0.0, _MAX_EXPONENT)
-            tried[:, : 1 + num] = np.clip(tried[:, : 1 + num], -30.0, 30.0)
+            tried[:, : 1 + num] = np.clip(tried[:, : 1 + num], lowest, 30.0)
             found = self._objective(tried, weights_Rn[rows], delta)
             better = found < objective[rows]
             gain = objective[rows] - found

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pfscale.errors import ModelNotFoundError, closest
-from pfscale.tracking.runs import Tracker
+from pfscale.tracking.runs import PARENT_TAG, Tracker
 from pfscale.tracking.store import open_client, require_store, resolve_uri, tracking_errors
 
 if TYPE_CHECKING:
@@ -82,6 +82,42 @@ def find_run(tracking_uri: str, run: str) -> RunRecord:
             known = closest(run, names) or names[:10]
             raise ModelNotFoundError("no such run", where=run, hint=f"there are: {', '.join(known) or 'none'}")
     return _record(uri, found)
+
+
+def runs_of(tracking_uri: str, name: str) -> list[RunRecord]:
+    """All runs of an experiment, or those below a run (a sweep's trials, by its name or id), however they ended, oldest first.
+
+    Raises:
+        ModelNotFoundError: neither is there; lists the nearest names of experiments.
+        TrackingError: the store cannot be reached.
+    """
+    uri = resolve_uri(tracking_uri)
+    require_store(uri, create=False)
+    client = open_client(uri)
+    with tracking_errors(uri):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return _all_runs(client, uri, found.experiment_id, "")
+    try:
+        parent = find_run(uri, name)
+    except ModelNotFoundError:
+        with tracking_errors(uri):
+            names = sorted(known.name for known in client.search_experiments())
+        nearest = closest(name, names) or names[:10]
+        raise ModelNotFoundError("no such experiment, nor a run", where=name, hint=f"there are: {', '.join(nearest)}") from None
+    with tracking_errors(uri):
+        return _all_runs(client, uri, parent.tracker.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.run_id}'")
+
+
+def _all_runs(client: MlflowClient, uri: str, experiment_id: str, which: str) -> list[RunRecord]:
+    runs: list[RunRecord] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], which, max_results=1000, order_by=["attributes.start_time ASC"], page_token=token)
+        runs += [_record(uri, run) for run in page]
+        token = page.token
+        if not token:
+            return runs
 
 
 def _by_id(client: MlflowClient, run_id: str) -> Any | None:

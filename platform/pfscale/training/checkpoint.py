@@ -59,7 +59,8 @@ class LoopState:
 
     Attributes:
         place: of the next step's data.
-        elements, events: learned from so far, repetitions counted.
+        elements, events: learned from so far, repetitions counted; `flops` of all steps, by formula.
+        seconds: in steps and waiting for their data, of all attempts up to the checkpoints that they went on from.
         best_score: of the best evaluation, the quantity that `optimisation.best_by` names; `best_loss` is its loss.
         losses: of the last steps, for the guard.
         num_workers: that wrote the checkpoint.
@@ -72,6 +73,8 @@ class LoopState:
     best_step: int = -1
     elements: int = 0
     events: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
     unlogged: Unlogged = field(default_factory=Unlogged)
     losses: list[float] = field(default_factory=list)
     history: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: {"train": [], "validation": []})

@@ -186,7 +186,9 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
     history = state.history
     bundle = load_bundle(bundle_folder)
     metrics = {"validation_loss": state.best_loss, "best_step": float(state.best_step)}
-    metrics["num_train_events"] = float(bundle.card["num_train_events"])
+    metrics |= {name: float(bundle.card[name]) for name in ("num_train_events", "num_parameters")}
+    metrics |= {"passes": state.events / metrics["num_train_events"], "elements": float(state.elements)}
+    metrics |= {"training_flops": state.flops, "training_seconds": state.seconds}
     evaluation = evaluate_on_validation(bundle, index, num_events=launch.config.physics_events)
     measured_on = "validation losses only"
     if evaluation is not None:

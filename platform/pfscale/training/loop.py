@@ -112,6 +112,7 @@ class _Training:
             is_first=session.rank == 0,
         )
         self.committed = self.resumed_from = self.state.step
+        self.before = (self.state.flops, self.state.seconds)
 
     def run(self) -> None:
         seed, place = self.config.seed, self.state.place
@@ -233,6 +234,8 @@ class _Training:
     def _commit(self) -> None:
         self.committed = self.state.step
         self.state.losses = list(self.guard.recent)
+        self.state.flops = self.before[0] + self.meter.flops
+        self.state.seconds = self.before[1] + self.meter.seconds[WORK] + self.meter.seconds[DATA]
         if self.logger is not None:  # what is logged before a checkpoint would not be logged again after it
             self.logger.flush()
         report = {"step": self.state.step, "best_loss": self.state.best_loss, "best_step": self.state.best_step}

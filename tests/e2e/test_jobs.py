@@ -111,6 +111,16 @@ def test_a_job_imports_the_package_that_travels_with_it(head: LocalHead) -> None
     assert re.search(r"on \w+ \S*runtime_resources\S*/pfscale/__init__.py", done.stdout)
 
 
+def test_the_doctor_sees_the_cluster_from_inside_a_job(head: LocalHead, tmp_path: Path) -> None:
+    """Would catch a doctor that starts a Ray of its own, finds what travels with the job missing, or does not see the token."""
+    run = [f"run.storage={tmp_path}/runs", f"run.tracking_uri=sqlite:///{tmp_path}/mlflow.db", "run.cpus_per_worker=0.5"]
+    done = head.submit("python", "jobs/doctor.py", *run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is wrong (11 checks)" in done.stdout
+    assert str(head.env["RAY_AUTH_TOKEN_PATH"])[:20] in done.stdout
+    assert Path(head.env["RAY_AUTH_TOKEN_PATH"]).read_text() not in done.stdout + done.stderr
+
+
 def test_a_users_mistake_in_a_job_fails_it_with_one_message(head: LocalHead, tmp_path: Path) -> None:
     """Would catch a job that fails and counts as succeeded, or buries the mistake in a traceback."""
     done = head.submit("python", "jobs/ingest.py", f"{tmp_path}/missing.root", "--detector", "cld", "--output", f"{tmp_path}/shards")

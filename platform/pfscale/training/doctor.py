@@ -154,15 +154,12 @@ def _operations() -> str:
 
 def _token() -> Check:
     """Whether requests to a cluster are authenticated."""
+    named = [name for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+    if not named:  # Ray itself sets RAY_AUTH_MODE where it starts on this machine
+        return Check("token", "ok", "no cluster named, none needed")
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        is_remote = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_API_SERVER_ADDRESS"))
         mend = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE (cluster/local.sh start prints both)"
-        return Check(
-            "token",
-            "warning" if is_remote else "ok",
-            "no token: everybody who reaches the ports can run code" if is_remote else "no cluster named, none needed",
-            mend if is_remote else "",
-        )
+        return Check("token", "warning", "none: everybody who reaches the ports can run code", mend)
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Check("token", "ok", "in the environment")

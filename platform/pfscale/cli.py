@@ -6,21 +6,20 @@ Nothing heavy is imported before a verb runs, so `pfscale --help` is instant.
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from pfscale.commands import data, models, studies, trainings
 from pfscale.commands.doctor import doctor
+from pfscale.commands.submit import submit
 from pfscale.commands.terminal import INTERRUPTED, UNEXPECTED, Output
-from pfscale.errors import InputFileError, PfscaleError, unknown_name
+from pfscale.errors import PfscaleError
 
 app = typer.Typer(
     name="pfscale",
@@ -129,21 +128,4 @@ for verb in (
     app.command()(verb)
 app.add_typer(models.models_app, name="models")
 app.add_typer(trainings.config_app, name="config")
-
-
-@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
-def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="pretrain, finetune, ingest ...: a file in jobs/")],
-    arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT...", help="what the verb of that name takes")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the line only (before JOB)")] = False,
-) -> None:
-    """Prints and runs the `ray job submit` line of a job; run it in the folder that holds jobs/."""
-    if not Path("jobs", f"{job}.py").is_file():
-        known = sorted(path.stem for path in Path("jobs").glob("*.py"))
-        if not known:
-            raise InputFileError("there is no jobs folder here", where=str(Path.cwd()), hint="change to the checkout's top folder")
-        raise unknown_name("job", job, known)
-    line = ["ray", "job", "submit", "--runtime-env", "jobs/runtime_env.yaml", "--", "python", f"jobs/{job}.py", *arguments]
-    print(shlex.join(line), flush=True)
-    if not dry_run:
-        raise typer.Exit(subprocess.run(line, check=False).returncode)
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})(submit)

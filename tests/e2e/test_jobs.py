@@ -121,6 +121,22 @@ def test_the_doctor_sees_the_cluster_from_inside_a_job(head: LocalHead, tmp_path
     assert Path(head.env["RAY_AUTH_TOKEN_PATH"]).read_text() not in done.stdout + done.stderr
 
 
+def test_submit_names_the_job_and_returns_its_success(head: LocalHead, tmp_path: Path) -> None:
+    """Would catch an id or metadata that do not arrive, a failed job that counts as done, and a job that cannot be submitted twice."""
+    pfscale = [str(Path(sys.executable).with_name("pfscale")), "submit"]
+    line = [*pfscale, "ingest", f"{tmp_path}/missing.root", "--detector", "cld", "--output", f"{tmp_path}/shards"]
+    names = []
+    for _ in range(2):
+        done = subprocess.run(line, cwd=ROOT, env=head.env, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 1
+        assert "missing.root" in done.stdout + done.stderr
+        names.append(re.search(r"--submission-id (\S+)", done.stdout)[1])  # type: ignore[index]
+    assert names[1] == f"{names[0]}_2"
+    listed = subprocess.run(["ray", "job", "list"], env=head.env, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert all(f"submission_id='{name}'" in listed for name in names)
+    assert "'fingerprint': '" + names[0].removeprefix("ingest-") in listed
+
+
 def test_a_users_mistake_in_a_job_fails_it_with_one_message(head: LocalHead, tmp_path: Path) -> None:
     """Would catch a job that fails and counts as succeeded, or buries the mistake in a traceback."""
     done = head.submit("python", "jobs/ingest.py", f"{tmp_path}/missing.root", "--detector", "cld", "--output", f"{tmp_path}/shards")

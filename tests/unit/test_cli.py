@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -186,19 +188,64 @@ def test_models_are_listed_and_shown(empty_store: str, tmp_path: Path, capsys: p
 
 
 def test_submit_prints_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Would catch arguments with spaces falling apart, and a job's failure reported as success."""
+    """Would catch arguments with spaces falling apart, a name that changes from one time to the next, and a failure reported as success."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/pretrain.py").write_text("")
     monkeypatch.chdir(tmp_path)
     assert run(["submit", "--dry-run", "pretrain", "my config.yaml", "seed=2", "--option"]) == 0
-    assert capsys.readouterr().out.strip() == (
-        "ray job submit --runtime-env jobs/runtime_env.yaml -- python jobs/pretrain.py 'my config.yaml' seed=2 --option"
-    )
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
-    assert run(["submit", "pretrain", "c.yaml"]) == 1
+    first = shlex.split(capsys.readouterr().out)
+    assert first[:4] == ["ray", "job", "submit", "--submission-id"]
+    assert re.fullmatch(r"pretrain-[0-9a-f]{12}", first[4])
+    assert json.loads(first[6])["fingerprint"] == first[4].removeprefix("pretrain-")
+    assert first[7:] == [
+        "--runtime-env",
+        "jobs/runtime_env.yaml",
+        "--",
+        "python",
+        "jobs/pretrain.py",
+        "my config.yaml",
+        "seed=2",
+        "--option",
+    ]
+    assert run(["submit", "--dry-run", "pretrain", "my config.yaml", "seed=2", "--option"]) == 0
+    assert shlex.split(capsys.readouterr().out)[4] == first[4]
+    assert run(["submit", "--dry-run", "pretrain", "my config.yaml", "seed=3", "--option"]) == 0
+    assert shlex.split(capsys.readouterr().out)[4] != first[4]
     assert run(["submit", "pretrian", "c.yaml"]) == 2
     monkeypatch.chdir(tmp_path / "jobs")
     assert run(["submit", "pretrain", "c.yaml"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "code"),
+    [
+        ([], "ingest-{}", 1),
+        ([("ingest-{}", "FAILED")], "ingest-{}_2", 1),
+        ([("ingest-{}", "SUCCEEDED"), ("ingest-{}_2", "STOPPED"), ("other-{}", "RUNNING")], "ingest-{}_3", 1),
+        ([("ingest-{}", "FAILED"), ("ingest-{}_2", "RUNNING")], "", 0),
+    ],
+)
+def test_a_job_is_submitted_once(
+    known: list[tuple[str, str]], name: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a second job beside one that runs, an id that Ray refuses because it is taken, and an exit code that is lost."""
+    from pfscale.commands import submit
+
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/ingest.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert run(["submit", "--dry-run", "ingest", "a.root"]) == 0
+    fingerprint = shlex.split(capsys.readouterr().out)[4].removeprefix("ingest-")
+    jobs = [SimpleNamespace(submission_id=found.format(fingerprint), status=status) for found, status in known]
+    client = SimpleNamespace(list_jobs=lambda: jobs, get_job_status=lambda _: "SUCCEEDED")
+    monkeypatch.setattr(submit, "_client", lambda: client)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(submit.subprocess, "run", lambda line, **_: ran.append(line) or SimpleNamespace(returncode=1, stdout=""))
+    assert run(["submit", "ingest", "a.root"]) == code
+    if name:
+        assert ran[-1][4] == name.format(fingerprint)
+    else:
+        assert ran[-1] == ["ray", "job", "logs", "--follow", f"ingest-{fingerprint}_2"]
 
 
 def test_files_set_aside_make_the_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

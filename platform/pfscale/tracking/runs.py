@@ -311,7 +311,7 @@ def _provenance() -> dict[str, str]:
     """Tags that say which program, version, commit and user made a run; in a job the commit comes from PFSCALE_COMMIT."""
     # Only the program's name: an argument can hold a password (run.tracking_uri=postgresql://user:password@host).
     tags = {"pfscale.version": __version__, "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
-    commit = os.environ.get("PFSCALE_COMMIT") or _git_commit()
+    commit = os.environ.get("PFSCALE_COMMIT") or git_commit()
     if commit:
         tags["mlflow.source.git.commit"] = commit
     try:
@@ -321,7 +321,7 @@ def _provenance() -> dict[str, str]:
     return tags
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, with `-dirty` where it was changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"]
     try:

@@ -93,3 +93,16 @@ def test_as_many_checkpoints_are_kept_as_asked_for(make_shards: Shards, run_conf
     pretrain(config(make_shards(), run_config, keep_checkpoints=keep))
     kept = sorted(int(path.name.removeprefix("checkpoint_")) for path in (tmp_path / "runs").glob("*/checkpoints/checkpoint_*"))
     assert kept == [10, 15, 20, 24][-keep:]
+
+
+def test_shards_are_read_from_an_object_store(make_shards: Shards, run_config: RunConfig, s3: str, tmp_path: Path) -> None:
+    """Would catch an address that is taken for a folder somewhere on the way to the workers; the weights are those of local shards."""
+    import s3fs
+
+    shards = make_shards()
+    s3fs.S3FileSystem().put(f"{shards}/", f"{s3.removeprefix('s3://')}/shards/", recursive=True)
+    remote = config(shards, run_config, num_steps=4)
+    remote = remote.model_copy(update={"data": remote.data.model_copy(update={"shards": f"{s3}/shards"})})
+    assert not differing(
+        weights(pretrain(remote)), weights(pretrain(elsewhere(config(shards, run_config, num_steps=4), tmp_path / "local")))
+    )

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pfscale.config import RunConfig
 from pfscale.errors import PfscaleError
-from pfscale.ray_cluster import ray_cluster
+from pfscale.ray_cluster import ray_cluster, room_on_nodes
 from pfscale.tracking.runs import connect
 from pfscale.tracking.store import shown
 from pfscale.training.probe import Findings, probe
@@ -31,6 +31,7 @@ _LEAST_FREE = 5e9  # bytes on a disk that checkpoints and Ray's files are writte
 _LEAST_MEMORY = 4e9
 _ANSWER_SECONDS = 60.0
 _TOKEN_LENGTH = 64
+_CPUS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of a worker, that are tried
 
 
 @dataclass(frozen=True)
@@ -283,20 +284,19 @@ def _problem(node: NodeFacts) -> str:
 
 
 def _room(run: RunConfig) -> Check:
-    """Whether the workers asked for leave a CPU for reading: Ray Data asks for a whole one, and would wait for it in silence."""
+    """Whether the nodes have room for the workers asked for; where they have not, Ray waits for ever in silence."""
     import ray
 
-    total = float(ray.cluster_resources().get("CPU", 0))
-    wanted = run.num_workers * run.cpus_per_worker
-    if run.num_workers and total - wanted < 1:
-        fitting = max(0.25, int(4 * (total - 1) / run.num_workers) / 4)
-        found = (
-            f"{run.num_workers} workers of {run.cpus_per_worker:g} CPUs leave {total - wanted:g} of {total:g}: reading would wait for ever"
-        )
-        return Check("CPUs", "failed", found, f"run.cpus_per_worker={fitting:g}, or fewer run.num_workers")
-    accelerators = float(ray.cluster_resources().get("GPU", 0))
-    if run.use_gpu and accelerators < run.num_workers:
-        return Check(
-            "CPUs", "failed", f"{run.num_workers} workers with accelerators, of which there are {accelerators:g}", "run.use_gpu=false"
-        )
-    return Check("CPUs", "ok", f"{run.num_workers} workers of {run.cpus_per_worker:g} leave {total - wanted:g} of {total:g}")
+    if not run.num_workers:
+        return Check("workers", "ok", "none asked for: trainings run in the process that starts them")
+    bundle = {"CPU": run.cpus_per_worker, **({"GPU": 1.0} if run.use_gpu else {})}
+    room = sum(room_on_nodes(bundle).values())
+    each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    if room >= run.num_workers:
+        return Check("workers", "ok", f"{run.num_workers} of {each} each; there is room for {room}")
+    fitting = [
+        cpus for cpus in _CPUS if cpus < run.cpus_per_worker and sum(room_on_nodes({**bundle, "CPU": cpus}).values()) >= run.num_workers
+    ]
+    mend = f"run.cpus_per_worker={max(fitting):g}" if fitting else f"run.num_workers={room}" if room else "run.use_gpu=false, or more nodes"
+    has = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in bundle)
+    return Check("workers", "failed", f"{run.num_workers} of {each} each, room for {room} (in all: {has}): Ray would wait for ever", mend)

@@ -97,7 +97,7 @@ class Launch:
 
     def loop_inputs(self, tracker: Tracker, run_id: str, folder: Path) -> LoopInputs:
         """What a worker gets; workers start in folders of their own, so the data's place is made absolute."""
-        data = self.config.data.model_copy(update={"shards": str(Path(self.config.data.shards).resolve())})
+        data = self.config.data.model_copy(update={"shards": _from_anywhere(self.config.data.shards)})
         return LoopInputs(
             config=self.config.model_copy(update={"data": data}),
             model=self.model,

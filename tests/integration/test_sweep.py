@@ -121,6 +121,7 @@ def test_a_population_takes_over_what_is_better(make_shards: Shards, run_config:
     names = {path.parent.name for path in (tmp_path / "runs").glob("pbt-*/progress.json")}
     assert any(name.split("-")[-2] != "0" for name in names), "nobody took over"
     assert {row.last_step for row in result.rows} == {48}
+    assert len({row.member for row in result.rows}) == 4
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class Row:
         training_seconds: in optimizer steps and waiting for their data, by the rate of the last attempt.
         ended: seconds since 1970.
         group: what arm of the sweep it belongs to: "" or "control", or "winner".
+        member: of a population, whose settings change on the way, so that two may end with the same ones; empty: no population.
     """
 
     settings: dict[str, Any]
@@ -53,6 +54,7 @@ class Row:
     training_seconds: float = 0.0
     ended: float = 0.0
     group: str = ""
+    member: str = ""
 
     @property
     def last_step(self) -> int:
@@ -75,15 +77,16 @@ def ranked(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
     return sorted(rows, key=order)
 
 
-def key_of(settings: Mapping[str, Any], group: str = "") -> str:
+def key_of(settings: Mapping[str, Any], group: str = "", member: str = "") -> str:
     """12 hex digits that name a trial within its sweep, whatever the order of its settings."""
-    text = json.dumps([group, sorted(settings.items())], sort_keys=True, default=str)
+    parts = [group, sorted(settings.items()), *([member] if member else [])]
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def write_row(folder: Path, row: Row) -> None:
     """Keeps a trial's row in the sweep's folder."""
-    path = folder / "rows" / f"{key_of(row.settings, row.group)}.json"
+    path = folder / "rows" / f"{key_of(row.settings, row.group, row.member)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(jsonable(asdict(row))))

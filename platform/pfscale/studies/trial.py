@@ -57,6 +57,11 @@ class TrialPlan:
     tags: dict[str, str]
     group: str = ""
 
+    @property
+    def is_population(self) -> bool:
+        """Whether its trials take over from one another."""
+        return not self.group and self.question.sweep.scheduler.kind == "pbt"
+
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """One trial's, from what Tune gives it."""
         plain = {key: value.item() if hasattr(value, "item") else value for key, value in drawn.items()}
@@ -136,8 +141,7 @@ class Trial(tune.Trainable):
     def _started(self) -> _Training:
         """The training, which begins with the first step: until then Tune may give a state to begin from."""
         if self.training is None:
-            is_population = self.plan.question.sweep.scheduler.kind == "pbt"
-            name = f"pbt-{self.own_id.replace('_', '-')}-{self.takeovers}" if is_population else ""
+            name = f"pbt-{self.own_id.replace('_', '-')}-{self.takeovers}" if self.plan.is_population else ""
             config = self.plan.config(self.settings, name=name)
             torch.set_num_threads(max(1, config.run.threads_per_worker))  # type: ignore[attr-defined]
             self.training = _Training(self.plan.question.sweep.verb, config, begin_from=self.inherited)
@@ -199,6 +203,7 @@ class Trial(tune.Trainable):
             seconds=time.monotonic() - self.begin,
             ended=time.time(),
             group=self.plan.group,
+            member=self.own_id if self.plan.is_population else "",
         )
         write_row(self.plan.folder, row)
         return row

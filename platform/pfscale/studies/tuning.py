@@ -68,8 +68,8 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
 
 
 def _num_left(plan: SweepPlan, wanted: list[Draw], rows: Sequence[Row], group: str) -> int:
-    """Trials without a row; of a search that draws on the way, how many it still has to draw."""
-    if _adapts(plan, group):
+    """Trials without a row; where draws are made or changed on the way, how many rows are still to come."""
+    if _adapts(plan, group) or (not group and plan.question.sweep.scheduler.kind == "pbt"):
         return max(0, len(wanted) - sum(row.group == group for row in rows))
     return len(missing(wanted, list(rows), group))
 

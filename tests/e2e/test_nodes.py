@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -118,7 +119,7 @@ class MlflowServer:
         self.folder, self.port, self.database_port = folder, free_port(), free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
-        self.data = Path(f"/tmp/pfs-pg-{os.getpid()}")  # short, and where the user postgres may go
+        self.data = Path(tempfile.gettempdir()) / f"pfs-pg-{os.getpid()}"  # short, and where the user postgres may go
         self.as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
 
     def postgres(self, tool: str, *arguments: str) -> None:

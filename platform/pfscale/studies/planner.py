@@ -23,7 +23,7 @@ ZeroStage = Literal[0, 1, 2, 3]
 EVENT_BYTES = 15_000.0  # of a shard: built-in ttbar, 150 elements (tests/benchmarks/README.md)
 ELEMENTS_PER_EVENT = 150.0  # the same
 _GB = 1e9
-_SPREAD = 0.35  # of the logarithm of events' lengths, by which attention costs more than for equal ones
+_SPREAD = 0.35  # of ln(length), such that the longest of 64 events is 2.2 times the mean: the mix of tests/benchmarks/README.md
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _state(parameters: int, stage: int, workers: int, *, is_device: bool) -> flo
 
 
 def event_lengths(mean: float) -> list[int]:
-    """Lengths of 101 events about a mean, spread as simulated ones are: attention costs their squares."""
+    """Lengths of 101 events about a mean, spread as a mix of simulated processes is: attention costs their squares."""
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.005, 0.995, 101)).numpy()
     drawn = np.exp(_SPREAD * quantiles)
     return np.maximum(1, np.rint(mean * drawn / drawn.mean())).astype(int).tolist()

@@ -55,7 +55,7 @@ class NodeFacts:
     Attributes:
         accelerators: that torch can use there; `driver` says why it can use none although there are some.
         asked, answered: clock of the machine that asks when it asked, and of this one when it answered.
-        ops: what DeepSpeed says of its CPU operations: "none needed" or why it does not import.
+        ops: why DeepSpeed does not import; empty: it does.
     """
 
     node: str

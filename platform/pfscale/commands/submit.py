@@ -30,8 +30,8 @@ def submit(
 ) -> None:
     """Prints and runs the `ray job submit` line of a job, follows its log and returns its success; run it in the folder that holds jobs/.
 
-    The submission's id is the job and the fingerprint of its run (of its arguments, where that cannot be said here). Where that job still runs,
-    its log is followed; submitted again after its end, it resumes.
+    The submission's id is the job and the fingerprint of its run (of its arguments, where that cannot be said here). Where that job
+    still runs, its log is followed; submitted again after its end, it resumes.
     """
     if not Path("jobs", f"{job}.py").is_file():
         known = sorted(path.stem for path in Path("jobs").glob("*.py"))

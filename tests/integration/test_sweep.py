@@ -18,7 +18,7 @@ from pfscale.config import RunConfig, dump_yaml, load_config
 from pfscale.errors import ConfigError
 from pfscale.studies.config import load_question
 from pfscale.studies.plan import plan_sweep
-from pfscale.studies.rows import FINISHED, STOPPED, read_rows
+from pfscale.studies.rows import FINISHED, STOPPED, WINNER, read_rows
 from pfscale.studies.sweep import SweepResult, run_sweep
 from pfscale.training.config import DataConfig, GuardConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.finetune import FinetuneConfig
@@ -73,7 +73,7 @@ def test_a_grid_runs_once_below_one_run(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_ladder_is_measured_on_events_of_its_own(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
-    """Catches a ladder without one of its ways, measured on what was learned from, or without its figures and references."""
+    """Catches a ladder without one of its ways, measured on what was learned from, without its figures, or with rates that did not win."""
     backbone = pretrain(elsewhere(config(make_shards(), run_config), tmp_path / "backbone")).checkpoint
     few = OptimisationConfig(num_steps=16, learning_rate=3e-3, evaluate_every=8)
     data = DataConfig(shards=str(make_shards(200, seed=2, detector="cld", smear=0.1)), tokens_per_step=512)
@@ -81,11 +81,17 @@ def test_a_ladder_is_measured_on_events_of_its_own(make_shards: Shards, run_conf
     base = FinetuneConfig(
         backbone=str(backbone), engine=TorchEngineConfig(), optimisation=few, data=data, guard=never, physics_events=0, run=run_config
     )
-    space = [{"mode": "zero-shot"}, {"mode": {"grid_search": ["full", "scratch"]}, "data.num_events": {"grid_search": [40, 120]}}]
+    rates = {"optimisation.learning_rate": {"grid_search": [1e-7, 3e-3]}}
+    grid = {"mode": {"grid_search": ["full", "scratch"]}, "data.num_events": {"grid_search": [40, 120]}, **rates}
+    space = [{"mode": "zero-shot"}, grid]
+    won = {"winners": 1, "winner_seeds": 2, "winners_of": ["mode", "data.num_events"], "winners_by": "validation_loss"}
     test = {"shards": str(make_shards(80, seed=3, detector="cld", smear=0.1)), "split": "all"}
     metric = "test/jet_response_iqr_over_median"
-    result = swept(written(tmp_path, base, verb="finetune", space=space, test=test, metric=metric, answer="transfer"))
-    assert len(result.rows) == 5
+    result = swept(written(tmp_path, base, verb="finetune", space=space, test=test, metric=metric, answer="transfer", **won))
+    assert len(result.rows) == 1 + 8 + 4
+    assert [row["optimisation.learning_rate"] for row in result.rows if row.group == WINNER] == [3e-3] * 4
+    assert len(result.numbers["trainings"]) == 1 + 4 * 2
+    assert {cell["trainings"] for cell in result.numbers["cost"] if cell["num_events"]} == {2}
     assert all(metric in row.metrics and len(row.replicas[metric]) == 200 for row in result.rows)
     assert any(name.startswith("test/efficiency_") for name in result.rows[0].metrics)
     assert {"ladder_validation_loss", "ladder_jet_response_iqr_over_median", "ladder_met_resolution"} <= set(result.figures)

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,13 @@ from test_tracking_registry import make_bundle
 
 from pfscale.cli import find_user_error, run
 from pfscale.commands.terminal import GATES_FAILED, INTERRUPTED, QUARANTINED, UNEXPECTED
+from pfscale.config import load_config
 from pfscale.edm4hep.detectors import Detector
 from pfscale.errors import ConfigError, PfscaleError, ShardError, StoppedError, TrackingError
 from pfscale.tracking.registry import register_model
 from pfscale.tracking.runs import connect
+from pfscale.training.pretrain import PretrainConfig
+from pfscale.training.verbs import VERBS
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -214,6 +218,28 @@ def test_submit_prints_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     assert run(["submit", "pretrian", "c.yaml"]) == 2
     monkeypatch.chdir(tmp_path / "jobs")
     assert run(["submit", "pretrain", "c.yaml"]) == 2
+
+
+def test_a_submission_has_the_name_of_its_run(
+    make_shards: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a job that cannot be told from its name in MLflow, and a run's own name with an underscore that is cut off at it."""
+    from pfscale.commands import submit
+
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/pretrain.py").write_text("")
+    (tmp_path / "c.yaml").write_text("data: {num_validation_events: 20}\n")
+    monkeypatch.chdir(tmp_path)
+    store = [f"run.storage={tmp_path}/runs", f"run.tracking_uri=sqlite:///{tmp_path}/mlflow.db", "run.name=my_run_7"]
+    arguments = ["c.yaml", f"data.shards={make_shards()}", *store]
+    assert run(["submit", "--dry-run", "pretrain", *arguments]) == 0
+    line = shlex.split(capsys.readouterr().out)
+    launch = VERBS["pretrain"].launch(load_config(PretrainConfig, tmp_path / "c.yaml", arguments[1:]))[0]
+    assert line[4] == launch.name
+    monkeypatch.setattr(
+        submit, "_client", lambda: SimpleNamespace(list_jobs=lambda: [SimpleNamespace(submission_id=line[4], status="FAILED")])
+    )
+    assert submit._free_name(line[4]) == (f"{line[4]}_2", False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from pfscale.studies import answers
 from pfscale.studies.config import Draw, SweepConfig, draws, load_question, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
-from pfscale.studies.rows import Row, key_of, missing, read_rows, write_row
+from pfscale.studies.rows import WINNER, Row, key_of, missing, read_rows, winners, write_row
 from pfscale.tracking.runs import jsonable
 from pfscale.training.progress import EVALUATIONS, forget_evaluations, read_evaluations, write_evaluation
 
@@ -67,6 +68,23 @@ def test_seeds_are_added_where_a_draw_has_none() -> None:
     assert repeated(Draw((("seed", 9),)), first_seed=1, count=3) == [Draw((("seed", 9),))]
 
 
+def test_the_best_of_every_cell_wins() -> None:
+    """Catches winners of the whole sweep, those that test events chose, an untrained one, and one that is itself a repetition."""
+
+    def row(mode: str, rate: float, loss: float, jets: float, **more: Any) -> Row:
+        found = {"validation_loss": loss, "test/met_resolution": jets}
+        return Row({"mode": mode, "rate": rate}, "finished", "", "", found, elements=1, **more)
+
+    rows = [row("full", 1.0, 2.0, 5.0), row("full", 2.0, 3.0, 4.0), row("scratch", 1.0, 9.0, 1.0), row("scratch", 2.0, 8.0, 2.0)]
+    rows += [row("full", 3.0, 1.0, 1.0, group=WINNER), replace(row("zero-shot", 0.0, 1.0, 1.0), elements=0)]
+    asked = {"winners": 1, "metric": "test/met_resolution", "test": {}, "space": {"mode": {"grid_search": ["full", "scratch"]}}}
+    assert [(r["mode"], r["rate"]) for r in winners(rows, sweep(**asked, winners_of=["mode"], winners_by="validation_loss"))] == [
+        ("full", 1.0),
+        ("scratch", 2.0),
+    ]
+    assert [(r["mode"], r["rate"]) for r in winners(rows, sweep(**asked))] == [("scratch", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -80,6 +98,9 @@ def test_seeds_are_added_where_a_draw_has_none() -> None:
         ({"metric": "test/met_resolution"}, "needs a `test:` section"),
         ({"metric": "test/met_resolution", "test": {}, "scheduler": "asha"}, "known at a trial's end only"),
         ({"control": True}, "needs search: optuna or a scheduler"),
+        ({"winners_of": ["mode"]}, "use winners: 1"),
+        ({"winners": 1, "winners_of": ["model.size"]}, "model.size is not in the space"),
+        ({"winners": 1, "answer": "transfer", "metric": "test/met_resolution", "test": {}}, "use winners_by: validation_loss"),
     ],
 )
 def test_mistakes_in_a_sweep_are_told(changes: dict[str, object], text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def submit(
 ) -> None:
     """Prints and runs the `ray job submit` line of a job, follows its log and returns its success; run it in the folder that holds jobs/.
 
-    The submission's id is the job and the fingerprint of its run (of its arguments, where that cannot be said here). Where that job
+    The submission's id is the name of its run (the job and a digest of its arguments, where that cannot be said here). Where that job
     still runs, its log is followed; submitted again after its end, it resumes.
     """
     if not Path("jobs", f"{job}.py").is_file():
@@ -66,21 +67,22 @@ def _identity(job: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
     """(name, metadata): those of the run where it is a training whose data are seen from here, else of the job's arguments."""
     from pfscale.tracking.runs import git_commit
 
-    fingerprint = _fingerprint(job, arguments) or hashlib.blake2b("\0".join([job, *arguments]).encode(), digest_size=6).hexdigest()
-    return f"{job}-{fingerprint}", {"fingerprint": fingerprint, "commit": git_commit() or "unknown"}
+    digest = hashlib.blake2b("\0".join([job, *arguments]).encode(), digest_size=6).hexdigest()
+    name, fingerprint = _run_of(job, arguments) or (f"{job}-{digest}", digest)
+    return name, {"fingerprint": fingerprint, "commit": git_commit() or "unknown"}
 
 
-def _fingerprint(job: str, arguments: Sequence[str]) -> str:
-    """Of the run that the job would make; empty where that cannot be said here."""
+def _run_of(job: str, arguments: Sequence[str]) -> tuple[str, str] | None:
+    """(name, fingerprint) of the run that the job would make; None where that cannot be said here."""
     from pfscale.training.verbs import VERBS
 
-    if job not in VERBS:
-        return ""
+    if job not in VERBS or not arguments:
+        return None
     try:
-        config = load_config(VERBS[job].config_class, Path(arguments[0]), arguments[1:])
-        return str(VERBS[job].launch(config)[0].fingerprint)
+        launch = VERBS[job].launch(load_config(VERBS[job].config_class, Path(arguments[0]), arguments[1:]))[0]
     except (PfscaleError, OSError):  # its data or its store are the cluster's; what is wrong with it the job will say
-        return ""
+        return None
+    return launch.name, str(launch.fingerprint)
 
 
 def _free_name(name: str) -> tuple[str, bool]:
@@ -93,7 +95,7 @@ def _free_name(name: str) -> tuple[str, bool]:
 
 
 def _stem(submission_id: str) -> str:
-    return submission_id.partition("_")[0]
+    return re.sub(r"_\d+$", "", submission_id)
 
 
 def _followed(submission_id: str) -> int:

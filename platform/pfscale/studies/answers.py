@@ -20,7 +20,7 @@ from pfscale.studies.measure import PREFIX
 from pfscale.studies.multiplier import LEVEL, Multiplier, curve_of, data_multiplier, multiplier_curve
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.references import references_on_test
-from pfscale.studies.rows import CONTROL, FINISHED, Row, ranked
+from pfscale.studies.rows import CONTROL, FINISHED, Row, ranked, winners, without_seed
 
 _LADDER = {  # metric of the trials -> (what it is, unit, name in sentences)
     "validation_loss": ("validation loss", "", "validation loss"),
@@ -58,10 +58,10 @@ def best_setting(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
 
 def transfer(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     """Curves against the number of events by mode, the data multiplier of `full` over `scratch`, and what it cost."""
-    rows = [row for row in rows if row.status == FINISHED]
+    rows = _chosen(plan, [row for row in rows if row.status == FINISHED])
     references = references_on_test(plan)
     detector, sentences = plan.detector, []
-    numbers: dict[str, Any] = {"cost": _cost(rows)}
+    numbers: dict[str, Any] = {"cost": _cost(rows), "trainings": [{**row.settings, **row.metrics} for row in rows]}
     figures: dict[str, Drawn] = {}
     for metric, (label, unit, in_words) in _LADDER.items():
         points = [
@@ -114,6 +114,15 @@ ANSWERS: dict[str, Callable[[SweepPlan, Sequence[Row]], Answer]] = {
     "search": search,
     "downstream": downstream,
 }
+
+
+def _chosen(plan: SweepPlan, rows: Sequence[Row]) -> list[Row]:
+    """The rows with the settings that won, and those that nothing was trained for; all, where the sweep lets none win."""
+    sweep = plan.question.sweep
+    if not sweep.winners:
+        return list(rows)
+    won = [without_seed(row) for row in winners(rows, sweep)]
+    return [row for row in rows if not row.elements or without_seed(row) in won]
 
 
 def _multipliers(rows: Sequence[Row], metric: str) -> tuple[Multiplier, list[Multiplier]] | None:

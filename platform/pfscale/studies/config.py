@@ -83,6 +83,10 @@ class SweepConfig(Config):
     control: bool = Field(False, description="then random search without a scheduler, at the same compute, to compare with")
     winners: int = Field(0, ge=0, description="best trials that are repeated with `winner_seeds` seeds at the end")
     winner_seeds: int = Field(3, ge=2, description="seeds of each of them")
+    winners_of: list[str] = Field([], description="searched keys: the best of every combination of their values are winners")
+    winners_by: Literal["metric", "validation_loss"] = Field(
+        "metric", description="what winners are chosen by; test events must not choose"
+    )
     test: MeasuredEvents | None = Field(None, description="events that finished trials are measured on; empty: none")
     answer: Literal["table", "transfer", "search", "downstream"] = Field("table", description="what is made of the results")
     stop_ladder: bool = runtime(False, description="transfer: no larger samples where a threefold one gained less than the spread of seeds")
@@ -120,6 +124,14 @@ class SweepConfig(Config):
             raise ValueError("search: optuna draws every key alone")
         if self.scheduler.kind == "pbt" and self.search == "optuna":
             raise ValueError("scheduler: pbt changes the settings itself; use search: random")
+        if self.winners_of and not self.winners:
+            raise ValueError("winners_of says of what, but winners is 0: use winners: 1")
+        if self.winners and self.winners_by == "metric" and self.metric.startswith("test/") and self.answer == "transfer":
+            raise ValueError(f"winners would be chosen by {self.metric}, which they are then judged by: use winners_by: validation_loss")
+        searched = {name for part in self.space for key in part for name in names_of(key)}
+        unknown = [key for key in self.winners_of if key not in searched]
+        if unknown:
+            raise ValueError(f"winners_of: {', '.join(unknown)} is not in the space")
         if self.scheduler.kind != "none" and self.metric.startswith("test/"):
             raise ValueError(f"{self.metric} is known at a trial's end only: a scheduler needs a metric of the evaluations on the way")
         if self.metric.startswith("test/") and self.test is None and self.verb != "downstream":
@@ -200,7 +212,7 @@ def _without(sweep: SweepConfig, keys: Sequence[str], where: str) -> SweepConfig
     Raises:
         ConfigError: it gives what is searched.
     """
-    searched = {name.strip() for part in sweep.space for key, value in part.items() if _name_of(value) for name in key.split(",")}
+    searched = {name for part in sweep.space for key, value in part.items() if _name_of(value) for name in names_of(key)}
     taken = sorted(searched & set(keys))
     if taken:
         raise ConfigError(f"{', '.join(taken)}: searched, and given on the command line", where=where, hint="change the space instead")
@@ -240,8 +252,13 @@ def _of_part(part: Mapping[str, Value], num_samples: int, rng: np.random.RandomS
 
 def _split(key: str, value: Value) -> list[tuple[str, Value]]:
     """The single settings of a key with commas."""
-    names = [name.strip() for name in key.split(",")]
+    names = names_of(key)
     return [(key, value)] if len(names) == 1 else list(zip(names, value, strict=True))
+
+
+def names_of(key: str) -> list[str]:
+    """The config paths of a key of the space; several where they are drawn together."""
+    return [name.strip() for name in key.split(",")]
 
 
 def _plain(value: Any) -> Any:

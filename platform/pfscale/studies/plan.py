@@ -80,8 +80,14 @@ class SweepPlan:
 
     @property
     def hours(self) -> float:
-        """Estimated, of wall time; longer trials first would not be shorter than the longest."""
-        each = [trial.work / self.work_per_second * _OTHER_WORK for trial in self.trials if trial.work]
+        """Estimated, of wall time, as if the longest trials won; longer trials first would not be shorter than the longest."""
+        sweep = self.question.sweep
+        cells: dict[tuple[Any, ...], float] = {}
+        for trial in self.trials:
+            cell = tuple(trial.draw.values.get(key) for key in sweep.winners_of)
+            cells[cell] = max(cells.get(cell, 0.0), trial.work)
+        repeats = [work for work in cells.values() for _ in range(sweep.winners * (sweep.winner_seeds - 1))]
+        each = [work / self.work_per_second * _OTHER_WORK for work in (*(trial.work for trial in self.trials), *repeats) if work]
         return max(sum(each) / self.concurrency, max(each, default=0.0)) / 3600
 
     def table(self) -> Table:
@@ -91,8 +97,10 @@ class SweepPlan:
         steps = sorted({trial.num_steps for trial in self.trials})
         shown = ", ".join(f"{n:,}" for n in steps[:6]) + (", ..." if len(steps) > 6 else "")
         kind = sweep.scheduler.kind
+        of = f" of every {', '.join(sweep.winners_of)}" if sweep.winners_of else f" {sweep.winners}"
         rows = [
             ("trials", f"{len(self.trials)} of {sweep.verb}, {self.concurrency} at once"),
+            *([("then", f"the best{of}, with {sweep.winner_seeds} seeds")] if sweep.winners else []),
             ("searched", ", ".join(self.varied) or "nothing"),
             ("how", f"{sweep.search}" + (f", stopped early by {kind}" if kind != "none" else "")),
             ("compared by", f"{sweep.metric} ({'lower' if sweep.mode == 'min' else 'higher'} is better)"),

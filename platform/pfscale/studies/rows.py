@@ -77,6 +77,27 @@ def ranked(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
     return sorted(rows, key=order)
 
 
+def winners(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
+    """The trained rows that are repeated with further seeds: the best, or the best of every combination of the values of `winners_of`."""
+
+    def order(row: Row) -> float:
+        value = row.metrics.get("validation_loss", math.nan)
+        return value if math.isfinite(value) else math.inf
+
+    own = [row for row in ranked(rows, sweep) if row.status == FINISHED and row.group != WINNER and row.elements]
+    if sweep.winners_by == "validation_loss":
+        own.sort(key=order)
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in own:
+        cells.setdefault(tuple(row[key] for key in sweep.winners_of), []).append(row)
+    return [row for found in cells.values() for row in found[: sweep.winners]]
+
+
+def without_seed(row: Row) -> dict[str, Any]:
+    """What a row shares with its repetitions."""
+    return {key: value for key, value in row.settings.items() if key != "seed"}
+
+
 def key_of(settings: Mapping[str, Any], group: str = "", member: str = "") -> str:
     """12 hex digits that name a trial within its sweep, whatever the order of its settings."""
     parts = [group, sorted(settings.items()), *([member] if member else [])]

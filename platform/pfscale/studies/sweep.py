@@ -23,7 +23,7 @@ from pfscale.studies.compute import flops_of, flops_of_draw
 from pfscale.studies.config import Draw, draws, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.plan import SweepPlan, concurrency_of
-from pfscale.studies.rows import CONTROL, DIVERGED, FINISHED, STOPPED, WINNER, Row, ranked, read_rows
+from pfscale.studies.rows import CONTROL, DIVERGED, FINISHED, STOPPED, WINNER, Row, ranked, read_rows, winners, without_seed
 from pfscale.studies.tuning import run_arm
 from pfscale.tracking.runs import RunLogger, ended, jsonable
 from pfscale.training.storage import claimed, storage_folder
@@ -122,18 +122,15 @@ def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
     if sweep.control:
         run_arm(plan, folder, parent_run, _control_draws(plan, read_rows(folder)), group=CONTROL)
     if sweep.winners:
-        own = [row for row in ranked(read_rows(folder), sweep) if row.status == FINISHED and row.group != WINNER]
         first = int(plan.trials[0].launch.config.seed)
         repeats = [
             again
-            for row in own[: sweep.winners]
-            for again in repeated(_without_seed(row), first_seed=int(row["seed"] or first) + 1, count=sweep.winner_seeds - 1)
+            for row in winners(read_rows(folder), sweep)
+            for again in repeated(
+                Draw(tuple(without_seed(row).items())), first_seed=int(row["seed"] or first) + 1, count=sweep.winner_seeds - 1
+            )
         ]
         run_arm(plan, folder, parent_run, repeats, group=WINNER)
-
-
-def _without_seed(row: Row) -> Draw:
-    return Draw(tuple((key, value) for key, value in row.settings.items() if key != "seed"))
 
 
 def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:

@@ -115,6 +115,8 @@ def _load_yaml(path: Path, *, allow_base: bool, is_field: bool = False) -> tuple
         near = closest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
         hint = f"did you mean {path.parent / near[0]}?" if near else None
         raise ConfigError(f"cannot read the config file ({error.strerror})", where=str(path), hint=hint) from None
+    except UnicodeDecodeError:
+        raise ConfigError("a config file is YAML text; this is not text", where=str(path)) from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text) or {}

@@ -10,10 +10,10 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from pfscale.errors import ShardError
 from pfscale.remote import base_name, is_remote, without_secrets
@@ -26,6 +26,20 @@ REQUEST_FILE = ".ingest.json"  # in a folder whose ingest has not finished: what
 FOLDERS_LOOKED_INTO, DATA_SETS_SHOWN = 50, 5  # where the folder given is no data set itself
 OPENED_AT_ONCE = 16  # files behind a URL are opened in as many threads: each costs two round trips
 Simulation = Literal["builtin", "geant4", "fast"]
+
+
+def _plain(name: str) -> str:
+    """The name, if it stays in the folder whose manifest it is in.
+
+    Raises:
+        ValueError: it would lead elsewhere.
+    """
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} is no name of a file in this folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain)]
 
 
 class _Record(BaseModel):
@@ -79,7 +93,7 @@ class DroppedRecord(_Record):
 class ShardRecord(_Record):
     """One Parquet file: which entries of which source, and how many events are in it."""
 
-    file: str
+    file: FileName
     source: str
     start: int
     stop: int

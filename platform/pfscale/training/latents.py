@@ -30,7 +30,7 @@ from pfscale.physics.kinematics import cartesian
 from pfscale.physics.matching import match_jets
 from pfscale.ray_cluster import is_running, ray_cluster
 from pfscale.shards.lock import claimed
-from pfscale.shards.manifest import Manifest, content_hash, load_manifest
+from pfscale.shards.manifest import FileName, Manifest, content_hash, load_manifest
 from pfscale.shards.objects import OBJECTS_VERSION, EventObjects, joined_objects, object_schema, objects_from_arrow, objects_to_arrow
 from pfscale.shards.ragged import INPUT_COLUMNS, TRACK_FEATURES, RaggedEvents, from_arrow, list_leaves, struct_leaf
 from pfscale.shards.schema import SPLITS
@@ -76,7 +76,7 @@ class LatentManifest(BaseModel):
     detector: str
     simulation: str
     process: str
-    files: tuple[str, ...]
+    files: tuple[FileName, ...]
     num_events: int
     num_candidates: int
     num_jets: int

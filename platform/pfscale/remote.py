@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pfscale.errors import InputFileError, PfscaleError, ResourceError
+from pfscale.errors import InputFileError, PfscaleError, ResourceError, UnreachableError
+from pfscale.patience import PatientFileSystem
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "root": "xrootd"}  # protocol -> extra of pfscale
 LIBRARIES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "sftp": "paramiko", "ssh": "paramiko"}
@@ -120,7 +121,11 @@ def remote_filesystem(url: str) -> tuple[Any, str]:
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except Exception as error:  # each file system checks its settings in its own way
         raise remote_error(url, error) or InputFileError(f"not a usable address ({_text(error)})", where=url) from error
-    return filesystem, str(path)
+    return PatientFileSystem(filesystem, without_secrets(url), _is_away), str(path)
+
+
+def _is_away(error: BaseException) -> bool:
+    return isinstance(remote_error("", error), UnreachableError)
 
 
 def read_remote(filesystem: Any, path: str) -> bytes:
@@ -166,7 +171,8 @@ def remote_error(address: str, error: BaseException) -> PfscaleError | None:
     status = next((status for link in links if isinstance(status := getattr(link, "status", None), int)), 0)
     text = " ".join(f"{type(link).__name__} {link}" for link in links).lower()
     brief = _text(links[-1])
-    unreachable = ResourceError(f"cannot be reached ({brief})", where=where, hint=f"check the address, the network and the server; {AGAIN}")
+    hint = f"check the address, the network and the server; {AGAIN}"
+    unreachable = UnreachableError(f"cannot be reached ({brief})", where=where, hint=hint)
     if _is_any(links, (ConnectionError, TimeoutError)):  # first: the file system of https:// makes "no such file" of them
         return unreachable
     if status in (404, 410) or _is_any(links, FileNotFoundError):

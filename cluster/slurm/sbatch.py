@@ -1,7 +1,7 @@
 r"""Writes the Slurm script of a job, and submits it.
 
 python cluster/slurm/sbatch.py --account hep --partition gpu --nodes 2 --gpus-per-node 4 --cpus-per-node 64 --time 24:00:00 \
-    --environment /shared/venv -- pretrain jobs/configs/pretrain/clic_backbone.yaml run.num_workers=8 run.use_gpu=true ...
+    --environment /shared/venv -- pretrain jobs/configs/pretrain/clic_small.yaml run.num_workers=8 run.use_gpu=true ...
 
 --dry-run prints the script. Five minutes before the limit (`--notice`) the training writes a checkpoint and ends; the job is queued again
 and goes on from there.

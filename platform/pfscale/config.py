@@ -42,7 +42,9 @@ class RunConfig(Config):
     tags: dict[str, str] = Field(default_factory=dict, description="further tags of the MLflow run")
     num_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in the calling process")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
-    threads_per_worker: int = Field(0, ge=0, description="torch threads of a worker; 0: as many as it has whole CPUs, at least one")
+    threads_per_worker: int = Field(
+        0, ge=0, description="torch threads of a worker, 0: its whole CPUs; in the calling process, 0: torch's own"
+    )
     use_gpu: bool = Field(False, description="one accelerator per worker (not run on an accelerator so far)")
     max_failures: int = Field(2, ge=0, description="how often a run is restarted from its last checkpoint after a worker died")
     log_every: int = Field(10, ge=1, description="steps between two points in MLflow")

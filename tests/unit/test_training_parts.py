@@ -19,6 +19,7 @@ from pfscale.config import RunConfig, fingerprint
 from pfscale.errors import ResourceError, TrainingError
 from pfscale.models.flops import forward_flops, training_flops
 from pfscale.models.mlpf import Mlpf, MlpfConfig
+from pfscale.training import launch
 from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, resolved
 from pfscale.training.engine import learning_rate, optimizer_for, update_average
 from pfscale.training.launch import own_error
@@ -168,3 +169,17 @@ def test_one_worker_looks_for_the_wish_to_stop_and_not_too_often(tmp_path: Path)
     time.sleep(1.1 * Wish.SECONDS)
     assert first.is_there()
     assert not other.is_there()
+
+
+def test_threads_of_the_calling_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches `run.threads_per_worker` without effect where there is no worker: two trainings on two cores then wait for each other."""
+    seen: list[int] = []
+    monkeypatch.setattr(launch, "run_loop", lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    for number in (0, before + 1):
+        run = RunConfig(num_workers=0, threads_per_worker=number)
+        inputs = SimpleNamespace(config=SimpleNamespace(run=run, keep_checkpoints=1))
+        with pytest.raises(AssertionError), launch._last_checkpoint(inputs, tmp_path):  # type: ignore[arg-type]
+            pass
+    assert seen == [before, before + 1]
+    assert torch.get_num_threads() == before

@@ -30,7 +30,7 @@ from pfscale.training.downstream import HeadLaunch
 from pfscale.training.engine import learning_rate, make_engine, update_average
 from pfscale.training.launch import Launch
 from pfscale.training.loop import build_module
-from pfscale.training.session import Alone
+from pfscale.training.session import Alone, torch_threads
 from pfscale.training.verbs import find_verb
 
 _EVENTS = 8  # per step that is tried
@@ -124,9 +124,7 @@ def step_seconds(launch: Launch, tracker: Tracker) -> tuple[float, float]:
     (members,) = _first_steps(config, index, train, count=1)
     events = learning_events(index, np.sort(members))
     batch = collate(events, np.arange(events.num_events))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, config.run.threads_per_worker))
-    try:
+    with torch_threads(max(1, config.run.threads_per_worker)):
         engine = _engine(launch, tracker, index, train)
         times = []
         for _ in range(2):
@@ -134,9 +132,7 @@ def step_seconds(launch: Launch, tracker: Tracker) -> tuple[float, float]:
             engine.accumulate(batch, num_elements=max(int(events.lengths.sum()), 1), is_last=True)
             engine.apply(learning_rate=0.0)
             times.append(time.perf_counter() - begin)
-        return min(times), training_flops(engine.module.model, events.lengths.tolist())
-    finally:
-        torch.set_num_threads(threads)
+    return min(times), training_flops(engine.module.model, events.lengths.tolist())
 
 
 def _first_steps(config: TrainingConfig, index: EventIndex, train: np.ndarray, *, count: int) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from pfscale.training.engine import TorchEngine, learning_rate
 from pfscale.training.heads import HeadData, HeadTraining
 from pfscale.training.inference import run_encoder, run_model
 from pfscale.training.latents import COLUMNS, LatentPlan, find_objects
+from pfscale.training.session import torch_threads
 
 _EVENTS = 128
 _MOST_STEPS = 2
@@ -56,9 +57,7 @@ def head_digest(launch: HeadLaunch) -> str:
 def head_cost(launch: HeadLaunch) -> tuple[int, float]:
     """(steps, seconds of them in this process with as many threads as a trial has)."""
     config = launch.config
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, config.run.threads_per_worker))
-    try:
+    with torch_threads(max(1, config.run.threads_per_worker)):
         training = _training(launch)
         engine = TorchEngine(training.module, training.optimisation)
         times = []
@@ -67,8 +66,6 @@ def head_cost(launch: HeadLaunch) -> tuple[int, float]:
             engine.accumulate(training.train.batch(members), num_elements=len(members), is_last=True)
             engine.apply(learning_rate=0.0)
             times.append(time.perf_counter() - begin)
-    finally:
-        torch.set_num_threads(threads)
     index = load_index(config.data.shards)
     share = len(select_events(index, "train", config.data.num_events)) / max(len(np.unique(training.train.sets.examples.event)), 1)
     num_steps = config.optimisation.of(round(share * len(training.train))).num_steps

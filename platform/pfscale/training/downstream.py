@@ -39,7 +39,7 @@ from pfscale.training.heads import Elements, HeadData, HeadModule, HeadTraining,
 from pfscale.training.latents import RANDOM, SAME, LatentPlan, cache_latents, load_objects, plan_latents, select_objects
 from pfscale.training.launch import flat_params
 from pfscale.training.run import Run
-from pfscale.training.session import LocalSession
+from pfscale.training.session import LocalSession, torch_threads
 from pfscale.training.stopping import stop_on_signals
 from pfscale.training.storage import claimed, read_finished, storage_folder, write_finished
 
@@ -228,7 +228,7 @@ def _train(launch: HeadLaunch, tracker: Tracker) -> Run:
         objects = _objects(str(launch.cache))
         task, splits = prepare(launch, objects)
         training = head_training(launch, task, splits.train, splits.validation)
-        with stop_on_signals(launch.folder):
+        with stop_on_signals(launch.folder), torch_threads(config.run.threads_per_worker):
             best, state = train_head(training, LocalSession(launch.folder, keep=1), launch.folder, logger)
         if state.step < training.optimisation.num_steps:
             what = f"stopped as asked, with a checkpoint at step {state.step}"

@@ -37,7 +37,7 @@ from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
 from pfscale.training.pyfunc import PYFUNC
 from pfscale.training.run import Run
-from pfscale.training.session import LocalSession, RaySession
+from pfscale.training.session import LocalSession, RaySession, torch_threads
 from pfscale.training.stopping import in_thread, stop_on_signals
 from pfscale.training.storage import (
     claimed,
@@ -243,7 +243,8 @@ def _last_checkpoint(inputs: LoopInputs, folder: Path) -> Iterator[Path]:
             yield Path(checkpoint)
         return
     session = LocalSession(folder, keep=inputs.config.keep_checkpoints)
-    run_loop(inputs, session)
+    with torch_threads(inputs.config.run.threads_per_worker):
+        run_loop(inputs, session)
     with session.latest() as latest:
         assert latest is not None
         yield latest

@@ -56,6 +56,18 @@ class Session(World, Protocol):
         ...
 
 
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """The block computes with `number` threads of this process; 0: as many as before."""
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def sum_over_workers(values: Tensor, world: World) -> None:
     """Replaces host values by their sum over all workers (collective)."""
     if world.world_size == 1:

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -181,16 +182,38 @@ def num_nodes(cluster: Cluster) -> int:
     return len(re.findall(r"^ 1 node_", said, re.MULTILINE))
 
 
+class S3Server:
+    """moto's, which keeps what it holds while it is stopped."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.server: Any = None
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
 @pytest.fixture(scope="module")
-def s3_environment() -> Iterator[dict[str, str]]:
-    """An S3 server with the bucket `data`, and what a client must know of it."""
+def s3_server() -> Iterator[S3Server]:
     pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    pytest.importorskip("moto.server")
+    server = S3Server()
     server.start()
-    host, port = server.get_host_and_port()
-    found = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "planted-secret"}
-    found["AWS_DEFAULT_REGION"] = "us-east-1"
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3_environment(s3_server: S3Server) -> Iterator[dict[str, str]]:
+    """What a client must know of the S3 server; there is a bucket `data`."""
+    found = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_server.port}", "AWS_ACCESS_KEY_ID": "test"}
+    found |= {"AWS_SECRET_ACCESS_KEY": "planted-secret", "AWS_DEFAULT_REGION": "us-east-1"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in found.items():
             patch.setenv(name, value)
@@ -199,7 +222,6 @@ def s3_environment() -> Iterator[dict[str, str]]:
         s3fs.S3FileSystem().mkdir("data")
         yield found
         s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +309,24 @@ def test_mlflow_is_restarted_and_no_point_is_lost(cluster: Cluster, tracking: Ml
     said, _ = submitted.communicate(timeout=600)
     assert submitted.returncode == 0, said
     assert sorted(set(steps_logged(tracking, "restart"))) == list(range(1, 401))
+
+
+def test_the_store_is_away_for_a_minute_and_is_waited_for(cluster: Cluster, s3_server: S3Server, tmp_path: Path) -> None:
+    """Would catch an ingest that ends, loses a shard, or sets a file aside because its store was restarted."""
+    import s3fs
+
+    from pfscale.shards.manifest import load_manifest
+
+    for number in range(8):
+        shutil.copy(REAL_EVENT, tmp_path / f"copy_{number}.root")
+    submitted = cluster.submit("ingest", f"{tmp_path}/*.root", "--detector", "cld", "--output", "s3://data/away")
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    wait_until(lambda: store.exists("data/away/.ingest.json"), 120, "the ingest begins")
+    s3_server.stop()
+    time.sleep(60)
+    s3_server.start()
+    said, _ = submitted.communicate(timeout=600)
+    assert submitted.returncode == 0, said
+    assert "does not answer" in said
+    manifest = load_manifest("s3://data/away")
+    assert (manifest.num_events, manifest.quarantined) == (8, ())

@@ -8,7 +8,7 @@ import torch
 from pfscale.errors import ConfigError
 from pfscale.models.memory import count_from
 from pfscale.models.mlpf import MlpfConfig
-from pfscale.studies.planner import ACCELERATORS, Accelerator, Target, event_lengths, find_accelerator, plan_training
+from pfscale.studies.planner import ACCELERATORS, Accelerator, Line, Target, event_lengths, find_accelerator, plan_training
 
 SOME = Accelerator("some", 1e14, 16e9, 1e10, 0.5, "made up")
 
@@ -64,3 +64,9 @@ def test_accelerators_by_name() -> None:
     assert torch.get_num_threads() >= 1
     with pytest.raises(ConfigError, match="unknown accelerator"):
         find_accelerator("a1000")
+
+
+@pytest.mark.parametrize(("hours", "said"), [(0.002, "7.2 s"), (0.5, "30 min"), (1.0, "1 h"), (36.0, "36 h")])
+def test_times_are_told_in_units_that_one_can_read(hours: float, said: str) -> None:
+    """Catches a training of seconds that takes 0.002 hours."""
+    assert str(Line("time", hours, "h", "")) == said

@@ -84,6 +84,8 @@ class Line:
     formula: str
 
     def __str__(self) -> str:
+        if self.unit == "h" and self.value < 1:
+            return f"{self.value * 60:.3g} min" if self.value * 60 >= 1 else f"{self.value * 3600:.3g} s"
         return f"{self.value:,.4g} {self.unit}".rstrip()
 
 

@@ -26,6 +26,8 @@ from pfscale.tracking.runs import connect
 from pfscale.training.pretrain import PretrainConfig
 from pfscale.training.verbs import VERBS
 
+ROOT = Path(__file__).parents[2]
+
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Makes `pfscale models list` end with `error`."""
@@ -240,6 +242,23 @@ def test_a_submission_has_the_name_of_its_run(
         submit, "_client", lambda: SimpleNamespace(list_jobs=lambda: [SimpleNamespace(submission_id=line[4], status="FAILED")])
     )
     assert submit._free_name(line[4]) == (f"{line[4]}_2", False)
+
+
+def test_the_submissions_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a line in the README whose job, config or options are gone."""
+    from pfscale.commands import submit
+
+    monkeypatch.setattr(submit, "_run_of", lambda *_: None)  # their buckets and servers are somebody else's
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^pfscale submit (.*)$", text, re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        arguments = shlex.split(line, comments=True)
+        assert run(["submit", "--dry-run", *arguments]) == 0
+        assert shlex.split(capsys.readouterr().out)[-len(arguments) + 1 :] == arguments[1:]
+        for config in [argument for argument in arguments if argument.endswith(".yaml")]:
+            load_config(PretrainConfig, ROOT / config, [argument for argument in arguments[2:] if "=" in argument])
 
 
 @pytest.mark.parametrize(

@@ -136,11 +136,25 @@ def open_parquet(address: str) -> pq.ParquetFile:
         FileNotFoundError, OSError, pa.ArrowInvalid: it is not there, or not a whole Parquet file.
     """
     if not is_remote(address):
-        return pq.ParquetFile(address, page_checksum_verification=True)
+        return _parquet_file(address)
     filesystem, path = remote_filesystem(address)
     with _told(address, missing=True):
         # pre_buffer joins the ranges of neighbouring columns into few requests; fsspec's own read-ahead would fetch the gaps as well
-        return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), pre_buffer=True, page_checksum_verification=True)
+        return _parquet_file(filesystem.open(path, "rb", cache_type="none"), pre_buffer=True)
+
+
+def _parquet_file(source: Any, **options: Any) -> pq.ParquetFile:
+    """The file, open; columns of types that a library has registered, and that it cannot read, are damage.
+
+    Raises:
+        OSError, pa.ArrowInvalid.
+    """
+    try:
+        return pq.ParquetFile(source, page_checksum_verification=True, **options)
+    except pa.ArrowException:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of whoever reads the metadata of such a type
+        raise pa.ArrowInvalid(f"a column of a type that cannot be read: {error}") from error
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class PatientFileSystem:
         while True:
             try:
                 found = call()
-            except Exception as error:
+            except Exception as error:  # every file system has its own types
                 away = self._is_away(error)
                 if not away:
                     setattr(self._filesystem, _ANSWERED, True)

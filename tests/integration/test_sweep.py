@@ -18,7 +18,7 @@ from pfscale.config import RunConfig, dump_yaml, load_config
 from pfscale.errors import ConfigError
 from pfscale.studies.config import load_question
 from pfscale.studies.plan import plan_sweep
-from pfscale.studies.rows import FINISHED, STOPPED, WINNER, read_rows
+from pfscale.studies.rows import CONTROL, FINISHED, STOPPED, WINNER, read_rows
 from pfscale.studies.sweep import SweepResult, run_sweep
 from pfscale.training.config import DataConfig, GuardConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.finetune import FinetuneConfig
@@ -206,39 +206,75 @@ def steps_of_trials(folder: Path) -> list[int]:
 @pytest.mark.slow
 def test_killed_and_repeated_it_ends_with_the_same_table(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
     """Catches finished trials that are repeated after kill -9, half-finished ones begun anew, and runs left RUNNING."""
-    base = config(make_shards(), run_config, num_steps=300)
-    file = written(tmp_path, base)
-    command = [sys.executable, "-c", "from pfscale.cli import main; main()", "sweep", str(file), "max_concurrent=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+    file = written(tmp_path, config(make_shards(), run_config, num_steps=300))
+    folder = killed_and_repeated(file, tmp_path, num_rows=1)
+    other = typed(file, tmp_path, f"run.storage={tmp_path / 'other'}", "run.experiment=other")
+    assert table_of(folder) == table_of(other)
+    require_ended(run_config)
+    assert json.loads((folder / "answer.json").read_text())["sentences"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["none", "asha"])
+def test_a_search_that_was_killed_goes_on(make_shards: Shards, run_config: RunConfig, tmp_path: Path, scheduler: str) -> None:
+    """Catches a search that forgets after kill -9 what it has found, repeats it, or ends with more or fewer trials than were asked."""
+    kinds = {"none": {"kind": "none"}, "asha": {"kind": "asha", "grace_steps": 100, "reduction_factor": 2}}
+    base = config(make_shards(), run_config, num_steps=200, evaluate_every=50)
+    space = {"optimisation.learning_rate": {"loguniform": [1e-6, 1e-2]}}
+    file = written(tmp_path, base, space=space, search="optuna", num_samples=6, scheduler=kinds[scheduler], control=True, winners=1)
+    folder = killed_and_repeated(file, tmp_path, num_rows=2)
+    rows = read_rows(folder)
+    searched = [row["optimisation.learning_rate"] for row in rows if not row.group]
+    assert len(set(searched)) == len(searched) == 6
+    assert {row.group for row in rows} == {"", CONTROL, WINNER}
+    assert sum(row.group == WINNER for row in rows) == 2
+    require_ended(run_config)
+
+
+def killed_and_repeated(file: Path, place: Path, *, num_rows: int) -> Path:
+    """The folder of a sweep that was killed within the trial after so many, and finished by the same command."""
+    with (place / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            command_of(file), stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         deadline = time.monotonic() + 300
-        while len(list((tmp_path / "runs").glob("sweep-*/rows/*.json"))) < 1:
-            assert process.poll() is None, (tmp_path / "output.txt").read_text()
+        while len(list((place / "runs").glob("sweep-*/rows/*.json"))) < num_rows:
+            assert process.poll() is None, (place / "output.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(1.0)  # into the next trial
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    (folder,) = (tmp_path / "runs").glob("sweep-*")
+    (folder,) = (place / "runs").glob("sweep-*")
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "rows").glob("*.json")}
-    assert 1 <= len(before) < 4
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert num_rows <= len(before) < num_rows + 3
+    assert typed(file, place) == folder
     assert {name: (folder / "rows" / name).stat().st_mtime_ns for name in before} == before
-    elsewhere = {"storage": str(tmp_path / "other"), "experiment": "other"}
-    unbroken = subprocess.run(
-        [*command, *(f"run.{key}={value}" for key, value in elsewhere.items())],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+    return folder
+
+
+def command_of(file: Path, *overrides: str) -> list[str]:
+    """A sweep as typed, one trial at a time."""
+    return [sys.executable, "-c", "from pfscale.cli import main; main()", "sweep", str(file), "max_concurrent=1", *overrides]
+
+
+def typed(file: Path, place: Path, *overrides: str) -> Path:
+    """The folder of a sweep that ran to its end."""
+    done = subprocess.run(
+        command_of(file, *overrides), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
-    assert unbroken.returncode == 0, unbroken.stdout + unbroken.stderr
-    (other,) = (tmp_path / "other").glob("sweep-*")
-    tables = [[(row.settings, row.metrics["validation_loss"]) for row in read_rows(place)] for place in (folder, other)]
-    assert tables[0] == tables[1]
-    client = MlflowClient(run_config.tracking_uri)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (place / ("other" if overrides else "runs")).glob("sweep-*")
+    return folder
+
+
+def table_of(folder: Path) -> list[tuple[dict[str, object], float]]:
+    """Settings and losses of a sweep's rows."""
+    return [(row.settings, row.metrics["validation_loss"]) for row in read_rows(folder)]
+
+
+def require_ended(run: RunConfig) -> None:
+    """No run of the tracking store is left as if it were in progress."""
+    client = MlflowClient(run.tracking_uri)
     for experiment in client.search_experiments():
-        assert "RUNNING" not in {run.info.status for run in client.search_runs([experiment.experiment_id])}
-    assert json.loads((folder / "answer.json").read_text())["sentences"]
+        assert "RUNNING" not in {found.info.status for found in client.search_runs([experiment.experiment_id])}

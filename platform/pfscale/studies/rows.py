@@ -105,13 +105,23 @@ def key_of(settings: Mapping[str, Any], group: str = "", member: str = "") -> st
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
+def find_row(folder: Path, settings: Mapping[str, Any], group: str) -> Row | None:
+    """The row that a trial has left in the sweep's folder, if any."""
+    path = _path_of(folder, settings, group)
+    return Row(**json.loads(path.read_text())) if path.is_file() else None
+
+
 def write_row(folder: Path, row: Row) -> None:
     """Keeps a trial's row in the sweep's folder."""
-    path = folder / "rows" / f"{key_of(row.settings, row.group, row.member)}.json"
+    path = _path_of(folder, row.settings, row.group, row.member)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(jsonable(asdict(row))))
     draft.replace(path)
+
+
+def _path_of(folder: Path, settings: Mapping[str, Any], group: str, member: str = "") -> Path:
+    return folder / "rows" / f"{key_of(settings, group, member)}.json"
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -25,7 +25,7 @@ from pfscale.config import Config
 from pfscale.errors import DivergedError, StoppedError
 from pfscale.studies.config import Draw, Question
 from pfscale.studies.measure import measure_on_test
-from pfscale.studies.rows import DIVERGED, FINISHED, STOPPED, Row, Status, write_row
+from pfscale.studies.rows import DIVERGED, FINISHED, STOPPED, Row, Status, find_row, write_row
 from pfscale.training.checkpoint import STATE, read_state
 from pfscale.training.progress import PROGRESS, read_evaluations
 from pfscale.training.run import Run
@@ -99,6 +99,8 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, or the end."""
+        if (row := self._complete()) is not None:
+            return self._repeated(row)
         training = self._started()
         while True:
             is_over = not training.thread.is_alive()  # asked first: what it wrote last is then read
@@ -109,6 +111,22 @@ class Trial(tune.Trainable):
             if is_over:
                 return self._end(training)
             time.sleep(_POLL_SECONDS)
+
+    def _complete(self) -> Row | None:
+        """Its row, where it ended before the sweep was killed and Tune's record, which is seconds old, does not know of it."""
+        if self.training is not None or self.plan.is_population:
+            return None
+        row = find_row(self.plan.folder, self.settings, self.plan.group)
+        return row if row is not None and row.status != STOPPED else None  # a scheduler may decide otherwise this time
+
+    def _repeated(self, row: Row) -> dict[str, Any]:
+        """What a complete trial reported, again."""
+        for values in row.evaluations:
+            if values["step"] > self.last_step:
+                self.last_step = int(values["step"])
+                return self._reported(_finite(values))
+        final = row.metrics if row.status == FINISHED else {}
+        return self._reported({**final, "step": row.last_step}) | {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For population based training: the state that another member may go on from."""

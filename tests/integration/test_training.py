@@ -14,13 +14,15 @@ import torch
 from pydantic import ValidationError
 
 from pfscale.config import RunConfig
-from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, ShardError, TrainingError
+from pfscale.errors import ModelNotFoundError, NotEnoughDataError, ResourceError, ShardError, StoppedError, TrainingError
 from pfscale.models.bundle import load_bundle
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig, TorchEngineConfig
 from pfscale.training.downstream import DownstreamConfig, HeadDataConfig, downstream, load_head
 from pfscale.training.finetune import FinetuneConfig, finetune
 from pfscale.training.pretrain import pretrain
+from pfscale.training.progress import read_evaluations
 from pfscale.training.run import Run
+from pfscale.training.session import Wish
 from pfscale.training.storage import claimed
 from training_runs import (
     MODEL,
@@ -87,6 +89,25 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
     for name, value in weights(unbroken).items():
         assert torch.equal(value, weights(resumed)[name]), name
     assert resumed.history == unbroken.history
+
+
+@pytest.mark.parametrize("stop_at", [13, 16])
+def test_who_asks_to_stop_does_not_wait_for_an_evaluation(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Catches a batch system that kills before the checkpoint is there, and an evaluation that is then left out for good."""
+    unbroken = pretrain(elsewhere(config(make_shards(), run_config), tmp_path / "other"))
+    looks = iter(range(1, 1000))
+    with monkeypatch.context() as patched:
+        patched.setattr(Wish, "is_there", lambda _: next(looks) >= stop_at)
+        with pytest.raises(StoppedError, match=f"step {stop_at}"):
+            pretrain(config(make_shards(), run_config))
+    (folder,) = Path(run_config.storage).glob("pretrain-*")
+    assert [values["step"] for values in read_evaluations(folder)] == [8]
+    resumed = pretrain(config(make_shards(), run_config))
+    assert not [name for name, value in weights(unbroken).items() if not torch.equal(value, weights(resumed)[name])]
+    assert resumed.history == unbroken.history
+    assert [values["step"] for values in read_evaluations(folder)] == [8, 16, 24]
 
 
 def test_an_interrupted_training_of_heads_is_exact_too(

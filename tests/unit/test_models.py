@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch import Tensor
 
 from pfscale.errors import ConfigError, InputFileError
-from pfscale.models.attention import attend
+from pfscale.models import attention
+from pfscale.models.attention import attend, attend_by_length, attend_varlen, has_varlen
 from pfscale.models.batch import Batch, collate
 from pfscale.models.bundle import MLPF_KIND, load_bundle, save_bundle
 from pfscale.models.flops import forward_flops
@@ -137,6 +139,58 @@ def test_attention_by_length_is_softmax_attention_within_each_event(lengths: tup
             expected.append(torch.softmax(q @ k.T / 2, -1) @ v)
     stacked = [torch.stack(expected[i : i + 2], 1) for i in range(0, len(expected), 2)]
     torch.testing.assert_close(attend(qkv, batch), torch.cat(stacked) if stacked else qkv[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_call_for_all_events_is_the_same_attention(monkeypatch: pytest.MonkeyPatch, events: RaggedEvents, dtype: torch.dtype) -> None:
+    """Catches arguments in another order, and limits of events that are not theirs: the call itself runs on accelerators only."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+
+    def plainly(q: Tensor, k: Tensor, v: Tensor, begins_q: Tensor, begins_k: Tensor, longest_q: int, longest_k: int) -> Tensor:
+        assert begins_q.dtype == begins_k.dtype == torch.int32
+        lengths = begins_q.diff().tolist()
+        assert longest_q == longest_k == max(lengths)
+        parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        weighted = [torch.einsum("qhd,khd->hqk", a, b).mul(a.shape[-1] ** -0.5).softmax(-1) @ c.transpose(0, 1) for a, b, c in parts]
+        return torch.cat([part.transpose(0, 1) for part in weighted])
+
+    monkeypatch.setattr(varlen, "varlen_attn", plainly)
+    batch = collate(events, np.array([3, 0, 7, 7, 12]))
+    qkv = torch.randn(batch.num_elements, 3, 2, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(attend_varlen(qkv, batch), attend_by_length(qkv, batch), **tolerance)
+
+
+def test_one_call_is_for_accelerators_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a call that a device, a dtype or a width of heads cannot take, or a device that is never asked."""
+
+    class There(Tensor):
+        """Says that it lives on an accelerator."""
+
+        is_cuda = True  # type: ignore[assignment]
+
+    def made(dtype: torch.dtype = torch.bfloat16, width: int = 16, count: int = 3) -> Tensor:
+        return torch.zeros(count, 3, 2, width, dtype=dtype).as_subclass(There)
+
+    monkeypatch.setattr(attention, "_device_has_varlen", lambda _: True)
+    assert has_varlen(made())
+    refused = (torch.zeros(3, 3, 2, 16, dtype=torch.bfloat16), made(torch.float32), made(width=12), made(count=0))
+    assert not any(has_varlen(qkv) for qkv in refused)
+    monkeypatch.undo()
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        attention._device_has_varlen.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert attention._device_has_varlen(0) is expected
+    attention._device_has_varlen.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
+def test_flash_attention_is_the_same_attention(events: RaggedEvents) -> None:
+    """Catches an accelerator whose kernel gives other numbers."""
+    batch = collate(events, np.array([3, 0, 7, 7, 12])).to(torch.device("cuda"))
+    qkv = torch.randn(batch.num_elements, 3, 2, 16, device="cuda", dtype=torch.bfloat16)
+    assert has_varlen(qkv)
+    torch.testing.assert_close(attend_varlen(qkv, batch), attend_by_length(qkv, batch), atol=2e-2, rtol=2e-2)
 
 
 def test_recomputing_activations_changes_no_gradient(events: RaggedEvents, model: Mlpf) -> None:

@@ -86,20 +86,20 @@ def training(**changes: object) -> TrainingConfig:
 def test_too_many_elements_at_once_are_told_with_a_number_that_fits() -> None:
     """Catches advice after which the same error comes again."""
     model = MlpfConfig(size=3)
-    need = what_a_worker_needs(training(), model, longest=500)
+    need = what_a_worker_needs(training(), model, np.array([500]))
     small = replace(ROOMY, memory=5 * GB)
     with pytest.raises(ResourceError, match="here") as told:
         require_memory(need, small, 1)
     assert told.value.hint is not None
     budget = int(told.value.hint.split("data.tokens_per_pass=")[1].split()[0])
     fewer = training(data=DataConfig(tokens_per_step=100_000, tokens_per_pass=budget))
-    require_memory(what_a_worker_needs(fewer, model, longest=500), small, 1)
+    require_memory(what_a_worker_needs(fewer, model, np.array([500])), small, 1)
     require_memory(need, ROOMY, 1)
 
 
 def test_a_model_that_is_too_large_is_not_told_to_take_fewer_elements() -> None:
     """Catches advice that cannot help."""
-    need = what_a_worker_needs(training(), MlpfConfig(width=4096, num_layers=12, num_heads=32), longest=500)
+    need = what_a_worker_needs(training(), MlpfConfig(width=4096, num_layers=12, num_heads=32), np.array([500]))
     for num_workers in (1, 2):
         with pytest.raises(ResourceError) as told:
             require_memory(need, replace(ROOMY, memory=20 * GB), num_workers)
@@ -108,7 +108,7 @@ def test_a_model_that_is_too_large_is_not_told_to_take_fewer_elements() -> None:
 
 def test_workers_of_one_machine_share_its_memory() -> None:
     """Catches a check of one worker where four land on the machine."""
-    need = what_a_worker_needs(training(engine=DeepSpeedEngineConfig(zero_stage=1)), MlpfConfig(size=2), longest=500)
+    need = what_a_worker_needs(training(engine=DeepSpeedEngineConfig(zero_stage=1)), MlpfConfig(size=2), np.array([500]))
     machine = replace(ROOMY, memory=1.5 * need.memory)
     require_memory(need, machine, 1)
     with pytest.raises(ResourceError, match="4 workers"):
@@ -118,21 +118,32 @@ def test_workers_of_one_machine_share_its_memory() -> None:
 def test_an_event_longer_than_a_pass_counts_whole() -> None:
     """Catches a budget that is taken as a promise although one event is longer."""
     config = training(data=DataConfig(tokens_per_step=8192, tokens_per_pass=64))
-    assert what_a_worker_needs(config, MlpfConfig(), longest=5000).num_elements == 5000
+    assert what_a_worker_needs(config, MlpfConfig(), np.array([5000])).num_elements == 5000
 
 
 def test_room_for_checkpoints_counts_those_that_are_there(tmp_path: Path) -> None:
     """Catches a run that could not be resumed on the disk that it has filled itself, and one that fills the disk."""
-    need = what_a_worker_needs(training(), MlpfConfig(size=2), longest=100)
+    need = what_a_worker_needs(training(), MlpfConfig(size=2), np.array([100]))
     assert need.checkpoint == checkpoint_bytes(count_from(MlpfConfig(size=2)))
     full = replace(ROOMY, storage_free=2.5 * need.checkpoint)
     with pytest.raises(ResourceError, match="checkpoints"):
-        require_disk(need, full, tmp_path / "run", keep=2)
+        require_disk(need, full, tmp_path / "run", keep=2, is_written_elsewhere=True)
     for step in (1, 2):
         (tmp_path / "run" / "checkpoints" / f"checkpoint_{step}").mkdir(parents=True)
-    require_disk(need, full, tmp_path / "run", keep=2)
+    require_disk(need, full, tmp_path / "run", keep=2, is_written_elsewhere=True)
     with pytest.raises(ResourceError, match="temporary"):
-        require_disk(need, replace(ROOMY, temporary_free=need.checkpoint), tmp_path / "run", keep=2)
+        require_disk(need, replace(ROOMY, temporary_free=need.checkpoint), tmp_path / "run", keep=2, is_written_elsewhere=True)
+    require_disk(need, replace(ROOMY, temporary_free=need.checkpoint), tmp_path / "run", keep=2, is_written_elsewhere=False)
+
+
+def test_a_window_of_many_events_counts() -> None:
+    """Catches memory that grows with data.window_events and is not looked at: the kernel would end the training in its first minute."""
+    lengths = np.full(400_000, 150, np.int32)
+    large, small = (training(data=DataConfig(window_events=events)) for events in (400_000, 10_000))
+    with pytest.raises(ResourceError) as told:
+        require_memory(what_a_worker_needs(large, MlpfConfig(size=1), lengths), replace(ROOMY, memory=16 * GB), 1)
+    assert "data.window_events" in str(told.value.hint)
+    require_memory(what_a_worker_needs(small, MlpfConfig(size=1), lengths), replace(ROOMY, memory=16 * GB), 1)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +183,7 @@ def test_what_a_worker_cannot_reach_is_named(tmp_path: Path, empty_store: str) -
 def test_the_check_of_this_process_passes_and_fails(tmp_path: Path, empty_store: str) -> None:
     """Catches a check that is not made without workers, or one that leaves files behind."""
     config = training(run={"num_workers": 0}, data=DataConfig())
-    preflight(config, MlpfConfig(width=16, num_layers=1, num_heads=2), tmp_path, empty_store, longest=100)
+    preflight(config, MlpfConfig(width=16, num_layers=1, num_heads=2), tmp_path, empty_store, np.array([100]))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     with pytest.raises(ResourceError, match="memory"):
-        preflight(config, MlpfConfig(width=65536, num_layers=9, num_heads=64), tmp_path, empty_store, longest=100)
+        preflight(config, MlpfConfig(width=65536, num_layers=9, num_heads=64), tmp_path, empty_store, np.array([100]))

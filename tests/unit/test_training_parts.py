@@ -38,7 +38,7 @@ def test_what_is_left_open_is_filled_in_before_a_run_gets_its_name() -> None:
         model=MlpfConfig(size=3), precision="fp32", optimisation=OptimisationConfig(learning_rate=full.optimisation.learning_rate)
     )
     assert fingerprint(full) == fingerprint(resolved(explicit, explicit.model))
-    on_accelerator = resolved(config.model_copy(update={"run": RunConfig(use_gpu=True)}), config.model)
+    on_accelerator = resolved(config.model_copy(update={"run": RunConfig(use_gpu=True, num_workers=1)}), config.model)
     assert on_accelerator.precision == "bf16"
     assert fingerprint(on_accelerator) != fingerprint(full)
     wider = resolved(config, MlpfConfig(size=6)).optimisation.learning_rate
@@ -64,6 +64,36 @@ def test_a_look_at_physics_that_no_evaluation_takes_is_refused() -> None:
     """Catches curves that are silently missing, or come less often than asked for."""
     with pytest.raises(ValidationError, match="multiple of optimisation"):
         PretrainConfig(physics_every=150)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"gradient_cliping": 1.0}, "no option 'gradient_cliping'"),
+        ({"zero_optimisation": {}}, "did you mean zero_optimization"),
+        ({"zero_optimization": None}, "zero_optimization must be a mapping"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage: set by pfscale"),
+        ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal: set by pfscale"),
+        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op: set by pfscale"),
+    ],
+)
+def test_options_that_deepspeed_would_ignore_are_refused(options: dict[str, Any], text: str) -> None:
+    """Catches a month of training with a setting that did nothing, or that undoes one of ours."""
+    with pytest.raises(ValidationError, match=text):
+        DeepSpeedEngineConfig(options=options)
+
+
+def test_an_accelerator_that_nobody_would_use_is_refused() -> None:
+    """Catches a training that was promised an accelerator and computes on the CPU, in half precision at that."""
+    with pytest.raises(ValidationError, match=r"run\.num_workers=1 or more"):
+        PretrainConfig(run=RunConfig(use_gpu=True, num_workers=0))
+
+
+def test_the_largest_seed_works() -> None:
+    """Catches seeds like a date that overflow at the first step."""
+    with pytest.raises(ValidationError, match="seed"):
+        PretrainConfig(seed=20261126120000)
+    torch.manual_seed(((2**31 - 1) * 1_000_003 + 10**9) * 4096 + 4095)  # as the loop makes it of seed, step and rank
 
 
 def test_a_run_goes_on_where_its_checkpoints_are(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from pfscale.models.mlpf import Mlpf, MlpfConfig, count_parameters
 
 FLOAT = 4  # bytes; weights, gradients and optimizer state are float32 whatever the blocks compute in
-PROCESS = 1.0e9  # bytes of a worker before it has a model: torch, DeepSpeed, MLflow, Ray, a window of events
+PROCESS = 1.0e9  # bytes of a worker before it has a model: torch, DeepSpeed, MLflow, Ray
+WINDOW = 390.0  # bytes per element of a window of events, while one is used (97 bytes) and the next one decoded; 370 measured
 
 # ZeRO stage -> (copies of all weights that every worker holds at its peak, copies that all workers hold together); None: plain torch.
 # Peaks of the resident memory with 20 million parameters, 1 2 3 workers: torch 6.0 6.9 6.9 copies, ZeRO 0 6.8 6.9 6.8, 1 10.9 7.6 8.2,

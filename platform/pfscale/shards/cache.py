@@ -1,7 +1,8 @@
-"""Decoded events on a node's own disk: many trainings on one data set read its Parquet once per node and share the memory of it.
+"""Decoded events on a node's own disk: many trainings on one data set decode its Parquet once per node.
 
-One folder per data set, named by its hash, with one `.npy` file per column; they are mapped into memory, so that all processes of a node
-share what the kernel has read. What is kept is what trainings learn from: features, targets, identities.
+One folder per data set, named by its hash, with one `.npy` file per column; they are mapped into memory, so that the kernel reads them once
+for all processes of a node, each of which copies the events that it takes. What is kept is what trainings learn from: features, targets,
+identities, of all events of the data set.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ def _fill(index: EventIndex, folder: Path) -> None:
         folder.mkdir()
         offsets = np.concatenate([[0], np.cumsum(index.num_elements, dtype=np.int64)])
         kinds = {"features": (np.float32, (NUM_FEATURES,)), "is_track": (np.bool_, ()), **dict.fromkeys(TARGET_FIELDS, (np.float32, ()))}
-        columns = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(int(offsets[-1]), *shape))
-            for name, (dtype, shape) in kinds.items()
-        }
+        columns = {}
+        for name, (dtype, shape) in kinds.items():
+            path = folder / f"{name}.npy"
+            columns[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(int(offsets[-1]), *shape))
+            with path.open("r+b") as file:  # a map of a file that the disk has no room for would end the process without a word
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         uid = np.empty(index.num_events, np.uint64)
         for first in range(0, index.num_events, _CHUNK):
             members = np.arange(first, min(first + _CHUNK, index.num_events))
@@ -71,5 +74,5 @@ def _fill(index: EventIndex, folder: Path) -> None:
             column.flush()
         np.save(folder / "offsets.npy", offsets)
         np.save(folder / "uid.npy", uid)
-        (folder / _COMPLETE).touch()
         os.sync()
+        (folder / _COMPLETE).touch()

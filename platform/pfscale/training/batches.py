@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pfscale.errors import InputFileError, TrainingError
@@ -85,7 +86,7 @@ def _steps(index: EventIndex, train: NDArray[np.int64], config: DataConfig, worl
 
 
 def learning_events(index: EventIndex, members: NDArray[np.int64], cache: str = "") -> RaggedEvents:
-    """Inputs and targets of the given events.
+    """Inputs and targets of the given events, without their table.
 
     Args:
         cache: folder of decoded events; empty: they are read from the shards.
@@ -94,6 +95,7 @@ def learning_events(index: EventIndex, members: NDArray[np.int64], cache: str = 
         TrainingError: an event that no model can take; all workers read the same events, so all of them stop.
     """
     events = cached_events(index, members, cache) if cache else read_events(index, members, LEARNING_COLUMNS)
+    events = replace(events, table=pa.table({}))  # windows of events are kept
     try:
         require_momenta(events.features, np.repeat(events.uid, events.lengths), prefix="uid:")
     except InputFileError as error:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from pfscale.config import Config, RunConfig, runtime
+from pfscale.errors import closest
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.tasks.reconstruction import LOSS_TERMS, ReconstructionConfig
 from pfscale.tracking.store import shown
@@ -53,14 +54,27 @@ OWNED_OPTIONS = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
+    "managed_gradient_accumulation",
     "gradient_clipping",
+    "gradient_allreduce_op",
     "optimizer",
     "scheduler",
     "fp16",
     "bf16",
     "torch_autocast",
     "activation_checkpointing",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
 }
+_OWNED_IN_SECTIONS = {"zero_optimization": ("stage",), "checkpoint": ("load_universal",)}
+_KNOWN_OPTIONS = (  # the others of https://www.deepspeed.ai/docs/config-json; DeepSpeed itself ignores what it does not know
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "disable_allgather"),
+    *("seq_parallel_communication_data_type", "zero_optimization", "checkpoint", "data_types", "aio", "compile", "compression_training"),
+    *("data_efficiency", "curriculum_learning", "progressive_layer_drop", "eigenvalue", "sparse_attention", "pipeline", "hybrid_engine"),
+    *("tensor_parallel", "weight_quantization", "graph_harvesting", "use_data_before_expert_parallelism", "dataloader_drop_last"),
+    *("steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "log_level", "disable_python_gc", "check_overflow"),
+    *("flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor", "comet", "elasticity", "autotuning", "nebula"),
+)
 
 
 class DeepSpeedEngineConfig(Config):
@@ -73,10 +87,17 @@ class DeepSpeedEngineConfig(Config):
     @model_validator(mode="after")
     def _options_are_further_ones(self) -> DeepSpeedEngineConfig:
         taken = OWNED_OPTIONS & set(self.options)
-        if "stage" in self.options.get("zero_optimization", {}):
-            taken.add("zero_optimization.stage")
+        for section, owned in _OWNED_IN_SECTIONS.items():
+            values = self.options.get(section, {})
+            if not isinstance(values, dict):
+                raise ValueError(f"{section} must be a mapping, got {values!r}")
+            taken |= {f"{section}.{name}" for name in owned if name in values}
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: set by pfscale from engine.zero_stage, precision, optimisation and data")
+        for name in self.options:
+            if name not in _KNOWN_OPTIONS:
+                near = closest(name, _KNOWN_OPTIONS, count=1)
+                raise ValueError(f"DeepSpeed has no option '{name}'" + (f"; did you mean {near[0]}?" if near else ""))
         return self
 
 
@@ -96,7 +117,7 @@ class GuardConfig(Config):
 class TrainingConfig(Config):
     """What pre-training and transfer have in common."""
 
-    seed: int = Field(1, ge=0, description="seed of initialisation, shuffling and dropout")
+    seed: int = Field(1, ge=0, lt=2**31, description="seed of initialisation, shuffling and dropout")
     data: DataConfig = DataConfig()
     task: ReconstructionConfig = ReconstructionConfig()
     optimisation: OptimisationConfig = OptimisationConfig()
@@ -119,6 +140,12 @@ class TrainingConfig(Config):
         every = self.optimisation.evaluate_every
         if self.physics_every % every:
             raise ValueError(f"physics_every must be a multiple of optimisation.evaluate_every ({every}), got {self.physics_every}")
+        return self
+
+    @model_validator(mode="after")
+    def _accelerators_are_workers(self) -> TrainingConfig:
+        if self.run.use_gpu and self.run.num_workers == 0:
+            raise ValueError("run.num_workers=0 trains on the CPU of the calling process; with run.use_gpu use run.num_workers=1 or more")
         return self
 
     @model_validator(mode="after")

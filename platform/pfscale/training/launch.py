@@ -16,7 +16,7 @@ import safetensors.torch
 
 from pfscale import __version__
 from pfscale.config import dump_yaml
-from pfscale.errors import InterruptedTrainingError, ModelNotFoundError, PfscaleError, StoppedError, TrainingError
+from pfscale.errors import ConfigError, InterruptedTrainingError, ModelNotFoundError, PfscaleError, StoppedError, TrainingError
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig, count_parameters
 from pfscale.ray_cluster import ray_cluster
@@ -42,6 +42,8 @@ from pfscale.training.stopping import in_thread, stop_on_signals
 from pfscale.training.storage import (
     claimed,
     delete_uncommitted,
+    keep_record,
+    mend_record,
     read_finished,
     require_same_place,
     storage_folder,
@@ -97,7 +99,8 @@ class Launch:
 
     def loop_inputs(self, tracker: Tracker, run_id: str, folder: Path) -> LoopInputs:
         """What a worker gets; workers start in folders of their own, so the data's place is made absolute."""
-        data = self.config.data.model_copy(update={"shards": _from_anywhere(self.config.data.shards)})
+        places = {name: _from_anywhere(place) for name in ("shards", "cache") if (place := getattr(self.config.data, name))}
+        data = self.config.data.model_copy(update=places)
         return LoopInputs(
             config=self.config.model_copy(update={"data": data}),
             model=self.model,
@@ -132,9 +135,9 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
 def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) -> Run:
     config, manifest = launch.config, index.manifest
     with ray_cluster() if config.run.num_workers else nullcontext():
-        longest = int(index.num_elements.max())
-        preflight(config, launch.model, folder, tracker.uri, longest=longest)
-        tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash}
+        preflight(config, launch.model, folder, tracker.uri, index.num_elements)
+        subset = f"{config.data.num_events or 'all'} training events"
+        tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash, "pfscale.subset": subset}
         logger = started(launch, tracker, {**tags, "pfscale.backbone": launch.backbone})
         with ended(logger):
             _log_inputs(launch, logger, index)
@@ -276,9 +279,10 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if run.use_gpu else "gloo"),
     )
     wait_for_workers(folder)
+    mend_record(folder)
     delete_uncommitted(folder)
     try:
-        result = in_thread(trainer.fit)
+        result = in_thread(trainer.fit, meanwhile=lambda: keep_record(folder))
     except ray.train.TrainingFailedError as error:
         own = own_error(error)
         if own is not None:
@@ -288,7 +292,7 @@ def _fit(inputs: LoopInputs, folder: Path) -> Any:
         if death is None:
             raise
         raise death from error
-    if isinstance(result.return_value, TrainingError):
+    if isinstance(result.return_value, PfscaleError):
         raise result.return_value
     delete_uncommitted(folder)  # of workers that died while this driver lived
     return result
@@ -303,10 +307,10 @@ def own_error(error: Exception) -> PfscaleError | None:
     return None
 
 
-def _worker(config: dict[str, Any]) -> TrainingError | None:
+def _worker(config: dict[str, Any]) -> TrainingError | ConfigError | None:
     """What a Ray Train worker runs. What goes wrong here alone is raised: Ray ends the others, which would else wait, and tries again.
 
-    A TrainingError is one that all workers agree on, and that would come again: it is returned.
+    A TrainingError or ConfigError is one that all workers agree on, and that would come again: it is returned.
     """
     import torch
 
@@ -316,7 +320,7 @@ def _worker(config: dict[str, Any]) -> TrainingError | None:
     try:
         with working(inputs.folder):
             run_loop(inputs, RaySession(inputs.folder))
-    except TrainingError as error:
+    except (TrainingError, ConfigError) as error:
         return error
     return None
 

@@ -118,6 +118,9 @@ class _Training:
         seed, place = self.config.seed, self.state.place
         with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=place)) as steps:
             is_ending = self.state.step >= self.config.optimisation.num_steps
+            if self._lacks_evaluation():
+                with self.meter.time(EVALUATION):
+                    self._evaluate()
             while not is_ending:
                 with self.meter.time(DATA):
                     step = next(steps)
@@ -127,14 +130,19 @@ class _Training:
                 is_ending = is_stopping or self.state.step == self.config.optimisation.num_steps
                 self._between_steps(is_stopping=is_stopping)
 
+    def _lacks_evaluation(self) -> bool:
+        """Whether the step that this attempt begins at is to be evaluated, and the attempt before was stopped first."""
+        step, done = self.state.step, self.state.history["validation"]
+        return step > 0 and step % self.config.optimisation.evaluate_every == 0 and (not done or done[-1][0] < step)
+
     def _between_steps(self, *, is_stopping: bool) -> None:
-        """Logs, evaluates and commits where it is time to."""
+        """Logs, evaluates and commits where it is time to; who asks to stop may not wait for an evaluation: the next attempt makes it."""
         config, step = self.config, self.state.step
         is_last = step == config.optimisation.num_steps
         if step % config.run.log_every == 0 or is_last:
             with self.meter.time(LOGGING):
                 self._log()
-        if step % config.optimisation.evaluate_every == 0 or is_last:
+        if is_last or (step % config.optimisation.evaluate_every == 0 and not is_stopping):
             with self.meter.time(EVALUATION):
                 self._evaluate()
         if step - self.committed >= config.checkpoint_every or is_last or is_stopping:

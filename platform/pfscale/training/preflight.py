@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pfscale.errors import ResourceError
-from pfscale.models.memory import PROCESS, activation_bytes, checkpoint_bytes, count_from, state_bytes
+from pfscale.models.memory import PROCESS, WINDOW, activation_bytes, checkpoint_bytes, count_from, state_bytes
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import require_resources, room_on_nodes
 from pfscale.training.config import DeepSpeedEngineConfig, TrainingConfig
@@ -25,26 +29,30 @@ class Need:
     Attributes:
         state: weights, gradients, optimizer.
         activations: of `num_elements` elements taken at once, of which `longest` are one event.
+        window: of the events that are read at once.
         checkpoint: one checkpoint of all workers.
     """
 
     state: float
     activations: float
+    window: float
     num_elements: int
     longest: int
     checkpoint: float
 
     @property
     def memory(self) -> float:
-        return PROCESS + self.state + self.activations
+        return PROCESS + self.state + self.activations + self.window
 
 
-def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, *, longest: int) -> Need:
-    """By formula (`pfscale.models.memory`), from the config alone.
+def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, lengths: NDArray[np.integer[Any]]) -> Need:
+    """By formula (`pfscale.models.memory`), from the config and the lengths of the events alone.
 
     Args:
-        longest: elements of the longest event.
+        lengths: (E,) elements of the data set's events.
     """
+    longest = int(lengths.max())
+    window = min(config.data.window_events, config.data.num_events or len(lengths), len(lengths))
     num_parameters, num_workers = count_from(model), max(1, config.run.num_workers)
     has_average = config.optimisation.ema_decay > 0
     zero_stage = config.engine.zero_stage if isinstance(config.engine, DeepSpeedEngineConfig) else None
@@ -54,28 +62,29 @@ def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, *, longest: i
     return Need(
         state=state_bytes(num_parameters, zero_stage=zero_stage, num_workers=num_workers, has_average=has_average),
         activations=activation_bytes(model, num_elements, precision=config.precision, recomputes=recomputes),
+        window=WINDOW * window * float(lengths.mean()),
         num_elements=num_elements,
         longest=longest,
         checkpoint=checkpoint_bytes(num_parameters, has_average=has_average),
     )
 
 
-def preflight(config: TrainingConfig, model: MlpfConfig, folder: Path, tracking_uri: str, *, longest: int) -> None:
+def preflight(config: TrainingConfig, model: MlpfConfig, folder: Path, tracking_uri: str, lengths: NDArray[np.integer[Any]]) -> None:
     """Returns when the training can start; with workers, a Ray cluster is connected. Costs a second or two.
 
     Memory is not checked with run.use_gpu: what counts there is the accelerator's.
 
     Args:
         folder: of the run, there already.
-        longest: elements of the longest event.
+        lengths: (E,) elements of the data set's events.
 
     Raises:
         ResourceError: too few CPUs, too little memory or disk, a folder that a worker cannot write to.
         TrackingError: a worker does not reach the tracking store.
     """
-    run, need = config.run, what_a_worker_needs(config, model, longest=longest)
+    run, need = config.run, what_a_worker_needs(config, model, lengths)
     if run.num_workers == 0:
-        machines = [(probe(str(folder), tracking_uri), 1)]
+        machines = [(probe(str(folder), tracking_uri), 1)]  # drafts of checkpoints lie beside them
     else:
         bundle = worker_resources(config)
         require_resources(bundle, run.num_workers, hint="lower run.num_workers or run.cpus_per_worker, or set run.use_gpu=false")
@@ -85,7 +94,7 @@ def preflight(config: TrainingConfig, model: MlpfConfig, folder: Path, tracking_
             raise found.problem
         if not run.use_gpu:
             require_memory(need, found, num_workers)
-        require_disk(need, found, folder, keep=config.keep_checkpoints)
+        require_disk(need, found, folder, keep=config.keep_checkpoints, is_written_elsewhere=run.num_workers > 0)
 
 
 def worker_resources(config: TrainingConfig) -> dict[str, float]:
@@ -103,25 +112,34 @@ def require_memory(need: Need, found: Findings, num_workers: int) -> None:
     if need.memory <= room:
         return
     per_element = need.activations / need.num_elements
-    fitting = int((room - PROCESS - need.state) / per_element) // 64 * 64
-    if fitting >= max(64, need.longest):
+    fitting = int((room - PROCESS - need.state - need.window) / per_element) // 64 * 64
+    if need.window > need.memory / 2:
+        hint = "a smaller data.window_events (events that are read and shuffled at once)"
+    elif fitting >= max(64, need.longest):
         hint = f"data.tokens_per_pass={fitting} gives the same result in parts"
     elif num_workers > 1:
         hint = "fewer workers on a machine (run.num_workers, run.cpus_per_worker), or a smaller model"
     else:
         hint = "a smaller model, more workers with engine.zero_stage of 1 to 3, or a machine with more memory"
-    parts = f"{need.state / _GB:.1f} GB for the model and its optimizer, {need.activations / _GB:.1f} GB for {need.num_elements} elements"
+    parts = [
+        f"{need.state / _GB:.1f} GB for the model and its optimizer",
+        f"{need.activations / _GB:.1f} GB for {need.num_elements} elements at once",
+        f"{need.window / _GB:.1f} GB for a window of events",
+    ]
     workers = f"{num_workers} workers" if num_workers > 1 else "the training"
     raise ResourceError(
-        f"{workers} would need about {num_workers * need.memory / _GB:.1f} GB of memory ({parts} at once), the machine has "
+        f"{workers} would need about {num_workers * need.memory / _GB:.1f} GB of memory ({', '.join(parts)}), the machine has "
         f"{found.memory / _GB:.1f} GB",
         where=found.node,
         hint=hint,
     )
 
 
-def require_disk(need: Need, found: Findings, folder: Path, *, keep: int) -> None:
+def require_disk(need: Need, found: Findings, folder: Path, *, keep: int, is_written_elsewhere: bool) -> None:
     """Checks that there is room for the checkpoints: those kept, one that is written, one more.
+
+    Args:
+        is_written_elsewhere: to the temporary folder first, as workers do.
 
     Raises:
         ResourceError: there is not.
@@ -132,7 +150,7 @@ def require_disk(need: Need, found: Findings, folder: Path, *, keep: int) -> Non
     if found.storage_free < count * need.checkpoint:
         hint = "make room, or choose another run.storage or a smaller keep_checkpoints"
         raise ResourceError(f"{found.storage_free / _GB:.2g} GB are free there, not enough for {size}", where=str(folder), hint=hint)
-    if found.temporary_free < _WRITTEN_AT_ONCE * need.checkpoint:
+    if is_written_elsewhere and found.temporary_free < _WRITTEN_AT_ONCE * need.checkpoint:
         what = f"{found.temporary_free / _GB:.2g} GB are free in the temporary folder, not enough for {_WRITTEN_AT_ONCE} checkpoints"
         raise ResourceError(what, where=found.node, hint="make room there, or set TMPDIR to another folder before Ray is started")
 

@@ -44,7 +44,9 @@ def write_evaluation(folder: Path, *, step: int, metrics: Mapping[str, float]) -
 def forget_evaluations(folder: Path, *, after: int) -> None:
     """Drops evaluations of steps that a resumed training is going to take again."""
     kept = [values for values in read_evaluations(folder) if values["step"] <= after]
-    (folder / EVALUATIONS).write_text("".join(json.dumps(values) + "\n" for values in kept))
+    draft = folder / f".{EVALUATIONS}"
+    draft.write_text("".join(json.dumps(values) + "\n" for values in kept))
+    draft.replace(folder / EVALUATIONS)
 
 
 def read_evaluations(folder: Path) -> list[dict[str, float]]:

@@ -145,8 +145,6 @@ class LocalSession(Alone):
         """On the disk first, then under its name; older ones beyond `keep` are deleted."""
         for path in (*draft.rglob("*"), draft):
             _to_disk(path)
-        if final.exists():
-            shutil.rmtree(final)
         draft.rename(final)
         _to_disk(self.folder)
         for old in sorted(self.folder.glob("checkpoint_*"))[: -self.keep]:

@@ -47,8 +47,8 @@ def stop_on_signals(folder: Path) -> Iterator[list[int]]:
         wish.unlink(missing_ok=True)
 
 
-def in_thread(function: Callable[[], T]) -> T:
-    """What `function` returns or raises in a thread of its own, while this one goes on to take signals.
+def in_thread(function: Callable[[], T], *, meanwhile: Callable[[], object]) -> T:
+    """What `function` returns or raises in a thread of its own, while this one goes on to take signals, and calls `meanwhile` often.
 
     Ray Train takes Ctrl-C for itself where it runs in the main thread: it then ends without a checkpoint and with exit code 1.
     """
@@ -64,6 +64,7 @@ def in_thread(function: Callable[[], T]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
+        meanwhile()
     if "error" in outcome:
         raise outcome["error"]
     result: T = outcome["result"]

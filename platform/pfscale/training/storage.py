@@ -18,6 +18,8 @@ from pfscale.tracking.runs import Tracker
 from pfscale.training.run import Run
 
 RECORD, LOCK, WORKERS = "run.json", ".lock", ".workers"
+_RAYS_RECORD = "checkpoint_manager_snapshot.json"  # which checkpoints are committed; Ray writes it in place, so a kill may tear it
+_KEPT_RECORD = ".committed.json"  # in the run's folder: its last whole state
 
 
 def storage_folder(run: RunConfig) -> Path:
@@ -84,16 +86,70 @@ def wait_for_workers(folder: Path, *, patience: float = 60.0) -> None:
                 time.sleep(0.1)
 
 
+def keep_record(folder: Path) -> None:
+    """Keeps a copy of Ray's record of the run's checkpoints, where it is whole and has changed."""
+    text = _whole_record(folder.parent / f"{folder.name}-train" / _RAYS_RECORD)
+    kept = folder / _KEPT_RECORD
+    if text is None or (kept.is_file() and kept.read_text() == text):
+        return
+    draft = folder / f"{_KEPT_RECORD}.draft"
+    draft.write_text(text)
+    draft.replace(kept)
+
+
+def mend_record(folder: Path) -> None:
+    """Puts the copy back where a kill has torn Ray's record; of its checkpoints, those that are still there.
+
+    Nobody may train in the run's folder meanwhile.
+
+    Raises:
+        TrainingError: the record is torn, and no copy names a checkpoint that is there.
+    """
+    of_workers = folder.parent / f"{folder.name}-train"
+    record = of_workers / _RAYS_RECORD
+    if not record.is_file() or _whole_record(record) is not None:
+        return
+    copy = _whole_record(folder / _KEPT_RECORD)
+    values = json.loads(copy) if copy is not None else {"checkpoint_results": [], "checkpoint_report_indices": []}
+    pairs = zip(values["checkpoint_results"], values["checkpoint_report_indices"], strict=True)
+    there = [(result, index) for result, index in pairs if (of_workers / result["checkpoint_dir_name"]).is_dir()]
+    if not there:
+        if any(of_workers.glob("checkpoint_*/")):
+            hint = "to start afresh, delete that folder"
+            raise TrainingError("its record of complete checkpoints was torn by a kill, and there is no copy", where=str(record), hint=hint)
+        record.unlink()  # killed at its first checkpoint
+        return
+    results = [result for result, _ in there]
+    latest = values["latest_checkpoint_result"]
+    values |= {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [index for _, index in there],
+        "latest_checkpoint_result": latest if latest in results else results[-1],
+    }
+    draft = of_workers / f"{_RAYS_RECORD}.draft"
+    draft.write_text(json.dumps(values))
+    draft.replace(record)
+
+
+def _whole_record(path: Path) -> str | None:
+    """The text of a record that is there and whole."""
+    try:
+        text = path.read_text()
+        json.loads(text)
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return text
+
+
 def delete_uncommitted(folder: Path) -> None:
     """Deletes checkpoints whose workers were killed before they were committed: Ray's record does not know them, so they would stay.
 
     Nobody may train in the run's folder meanwhile.
     """
     of_workers = folder.parent / f"{folder.name}-train"
-    record = of_workers / "checkpoint_manager_snapshot.json"
-    if not record.is_file():
+    committed = _whole_record(of_workers / _RAYS_RECORD)
+    if committed is None:
         return  # nobody knows what counts
-    committed = record.read_text()
     for checkpoint in of_workers.glob("checkpoint_*/"):
         if f'"{checkpoint.name}"' not in committed:
             shutil.rmtree(checkpoint, ignore_errors=True)

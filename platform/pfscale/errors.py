@@ -73,6 +73,10 @@ class ResourceError(PfscaleError):
     """The machine or cluster cannot run what was asked: CPUs, memory, disk, a missing extra."""
 
 
+class InProgressError(ResourceError):
+    """The run is in progress in another process."""
+
+
 class UnreachableError(ResourceError):
     """A server does not answer, now; nothing is known of what was asked of it."""
 

@@ -271,7 +271,7 @@ def synthetic_batch(num_elements: int) -> Batch:
 def resident_mb() -> float:
     """Resident memory of this process now."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -115,6 +115,17 @@ def test_asha_stops_the_worse_and_keeps_what_they_showed(make_shards: Shards, ru
     assert swept(tmp_path / "sweep.yaml", "max_concurrent=1").rows == result.rows
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_search_that_draws_the_same_again_comes_to_its_end(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a search over few values that waits for ever for rows of trials that are one, or trains them again."""
+    space = {"model.num_layers": {"choice": [1, 2]}}
+    file = written(tmp_path, config(make_shards(), run_config), space=space, search="optuna", num_samples=5)
+    result = swept(file, "max_concurrent=2")
+    assert 1 <= len(result.rows) <= 2
+    assert len(list((result.folder / "ended").iterdir())) == 5
+    assert swept(file).rows == result.rows
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_population_takes_over_what_is_better(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:

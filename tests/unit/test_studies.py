@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +16,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pfscale.config import load_config
 from pfscale.errors import ConfigError
 from pfscale.studies import answers
 from pfscale.studies.config import Draw, SweepConfig, draws, load_question, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
-from pfscale.studies.rows import WINNER, Row, key_of, missing, read_rows, winners, write_row
+from pfscale.studies.rows import CONTROL, INVALID, STOPPED, WINNER, Row, find_row, key_of, missing, read_rows, winners, write_row
+from pfscale.studies.sweep import _control_draws, _further_seeds, best_of
+from pfscale.studies.trial import Trial, TrialPlan, ended_mark, stop_mark, write_stopped
 from pfscale.tracking.runs import jsonable
+from pfscale.training.finetune import FinetuneConfig
 from pfscale.training.progress import EVALUATIONS, forget_evaluations, read_evaluations, write_evaluation
+from pfscale.training.verbs import find_verb
 
 
 def sweep(**changes: object) -> SweepConfig:
@@ -78,11 +85,43 @@ def test_the_best_of_every_cell_wins() -> None:
     rows = [row("full", 1.0, 2.0, 5.0), row("full", 2.0, 3.0, 4.0), row("scratch", 1.0, 9.0, 1.0), row("scratch", 2.0, 8.0, 2.0)]
     rows += [row("full", 3.0, 1.0, 1.0, group=WINNER), replace(row("zero-shot", 0.0, 1.0, 1.0), elements=0)]
     asked = {"winners": 1, "metric": "test/met_resolution", "test": {}, "space": {"mode": {"grid_search": ["full", "scratch"]}}}
-    assert [(r["mode"], r["rate"]) for r in winners(rows, sweep(**asked, winners_of=["mode"], winners_by="validation_loss"))] == [
-        ("full", 1.0),
-        ("scratch", 2.0),
+    by_loss = sweep(**asked, winners_of=["mode"], winners_by="validation_loss")
+    assert [(same[0]["mode"], same[0]["rate"]) for same in winners(rows, by_loss)] == [("full", 1.0), ("scratch", 2.0)]
+    assert [(same[0]["mode"], same[0]["rate"]) for same in winners(rows, sweep(**asked))] == [("scratch", 1.0)]
+
+
+def test_settings_with_seeds_win_by_their_mean() -> None:
+    """Catches the luckiest seed that wins, one setting that wins twice, and seeds that are trained again and counted twice."""
+
+    def row(rate: float, seed: int, value: float, group: str = "") -> Row:
+        return Row({"rate": rate, "seed": seed}, "finished", "", "", {"validation_loss": value}, elements=1, group=group)
+
+    own = [row(1.0, 1, 0.1), row(1.0, 2, 0.9), row(2.0, 1, 0.4), row(2.0, 2, 0.4), row(3.0, 1, 0.05, group=CONTROL)]
+    asked = sweep(winners=2, winner_seeds=3, space={"mode": "full"})
+    assert [[r["rate"] for r in same] for same in winners(own, asked)] == [[2.0, 2.0], [1.0, 1.0]]
+    plan: Any = SimpleNamespace(
+        question=SimpleNamespace(sweep=asked), trials=[SimpleNamespace(launch=SimpleNamespace(config=SimpleNamespace(seed=1)))], name=""
+    )
+    assert [draw.values for draw in _further_seeds(plan, own)] == [{"rate": 2.0, "seed": 3}, {"rate": 1.0, "seed": 3}]
+    repeated_too = [*own, row(2.0, 3, 0.7, WINNER), row(1.0, 3, 0.2, WINNER), row(4.0, 1, 0.01)]
+    assert [(r["rate"], r["seed"]) for r in best_of(repeated_too, plan)] == [(1.0, 1), (1.0, 2), (1.0, 3)]
+
+
+def test_a_control_draws_from_all_of_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches plain random search that spends its compute on the first point of a grid, or other draws after a kill."""
+    space = [
+        {"mode": {"grid_search": ["full", "heads"]}, "seed": {"randint": [0, 10**6]}},
+        {"mode": "scratch", "seed": {"randint": [0, 10**6]}},
     ]
-    assert [(r["mode"], r["rate"]) for r in winners(rows, sweep(**asked))] == [("scratch", 1.0)]
+    asked = sweep(search="random", scheduler="asha", control=True, num_samples=10, space=space)
+    plan: Any = SimpleNamespace(question=SimpleNamespace(sweep=asked), trials=[None] * 30)
+    monkeypatch.setattr("pfscale.studies.sweep.flops_of", lambda *_: 1.0)
+    monkeypatch.setattr("pfscale.studies.sweep.flops_of_draw", lambda *_: 1.0)
+    rows = [row_of({"seed": seed}, 1.0) for seed in range(30)]
+    found = _control_draws(plan, rows)
+    assert len(found) == 30
+    assert {draw.values["mode"] for draw in found} == {"full", "heads", "scratch"}
+    assert _control_draws(plan, [*rows, row_of({"seed": 1}, 1.0, group=CONTROL)]) == found
 
 
 @pytest.mark.parametrize(
@@ -100,6 +139,8 @@ def test_the_best_of_every_cell_wins() -> None:
         ({"control": True}, "needs search: optuna or a scheduler"),
         ({"winners_of": ["mode"]}, "use winners: 1"),
         ({"winners": 1, "winners_of": ["model.size"]}, "model.size is not in the space"),
+        ({"search": "optuna", "repeat": 2, "space": {"seed": {"randint": [1, 9]}}}, "repeat has no meaning"),
+        ({"search": "random", "scheduler": "pbt", "space": {"a": {"grid_search": [1]}, "b": {"randint": [1, 9]}}}, "without grid_search"),
         ({"winners": 1, "answer": "transfer", "metric": "test/met_resolution", "test": {}}, "use winners_by: validation_loss"),
     ],
 )
@@ -117,7 +158,8 @@ def test_overrides_go_where_they_belong(tmp_path: Path) -> None:
     assert question.sweep.num_samples == 3
     config = question.config(draws(question.sweep)[1])
     assert (config.mode, config.data.shards, config.data.num_events, config.seed) == ("heads", "here", 20, 7)  # type: ignore[attr-defined]
-    assert question.command(draws(question.sweep)[1]).endswith("base.yaml data.shards=here seed=7 data.num_events=20")
+    command = question.command(draws(question.sweep)[1])
+    assert command.endswith("base.yaml data.shards=here seed=7 data.num_events=20 'register_as=\"\"'")
     with pytest.raises(ConfigError, match=r"data.num_events: searched, and given"):
         load_question(tmp_path / "sweep.yaml", ["data.num_events=5"])
     fixed = sweep(space={"optimisation.num_steps": 400, "seed": {"grid_search": [1, 2]}})
@@ -145,6 +187,63 @@ def test_rows_are_found_again_whatever_the_order_of_settings(tmp_path: Path) -> 
     assert key_of(row.settings) != key_of(row.settings, "control")
 
 
+def optuna_plan(tmp_path: Path, **base: object) -> TrialPlan:
+    """Of a search of the number of heads, which does not fit every width."""
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"run": {"storage": str(tmp_path / "runs"), "num_workers": 0}, **base}))
+    asked = sweep(verb="pretrain", search="optuna", space={"model.num_heads": {"choice": [2, 3]}})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(asked.model_dump(mode="json", exclude_defaults=True)))
+    question = load_question(tmp_path / "sweep.yaml")
+    return TrialPlan(question, tmp_path / "sweep", tmp_path, run=(), tags={}, parent_run="")
+
+
+def test_what_a_search_draws_and_is_no_config_is_a_result(tmp_path: Path) -> None:
+    """Catches one draw that does not fit the model, which ends the whole search, now and whenever it is repeated."""
+    trial = Trial.__new__(Trial)
+    trial.plan = optuna_plan(tmp_path, model={"width": 16, "num_layers": 1, "num_heads": 2})
+    trial.settings, trial.own_id, trial.last_step, trial.training, trial.inherited = {"model.num_heads": 3}, "t1", 0, None, None
+    report = trial.step()
+    assert report["done"]
+    assert report["validation_loss"] > 1e8
+    row = find_row(trial.plan.folder, trial.settings, "")
+    assert row is not None
+    assert row.status == INVALID
+    assert ended_mark(trial.plan.folder, "t1").exists()
+    trial.own_id = "t2"
+    assert trial.step()["done"]  # drawn again: it counts, and is the same row
+    assert ended_mark(trial.plan.folder, "t2").exists()
+    assert len(read_rows(trial.plan.folder)) == 1
+
+
+def test_a_stopped_trial_whose_process_is_gone_leaves_a_row(tmp_path: Path, make_shards: Callable[..., Path], empty_store: str) -> None:
+    """Catches a sweep that can never end, because one of those that the scheduler stopped was killed before it wrote its row."""
+    model = {"width": 16, "num_layers": 1, "num_heads": 2}
+    plan = optuna_plan(tmp_path, model=model, data={"shards": str(make_shards())}, engine={"kind": "torch"})
+    plan = replace(plan, run=(f"run.tracking_uri={empty_store}",))
+    settings = {"model.num_heads": 2}
+    write_stopped(plan, settings, "t1")
+    assert not read_rows(plan.folder)  # it was not stopped
+    stop_mark(plan.folder, "t1").parent.mkdir(parents=True)
+    stop_mark(plan.folder, "t1").touch()
+    folder = find_verb("pretrain").launch(plan.config(settings))[0].folder
+    folder.mkdir(parents=True)
+    write_evaluation(folder, step=10, metrics={"validation_loss": 2.0})
+    write_stopped(plan, settings, "t1")
+    (row,) = read_rows(plan.folder)
+    assert (row.status, row.last_step, row.metrics) == (STOPPED, 10, {"validation_loss": 2.0})
+
+
+def test_the_command_that_repeats_a_trial_tells_no_password(tmp_path: Path) -> None:
+    """Catches a database's password on the page of every trial, and repetitions that register themselves as candidates."""
+    (tmp_path / "base.yaml").write_text("mode: heads\n")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep().model_dump(mode="json", exclude_defaults=True)))
+    question = load_question(tmp_path / "sweep.yaml", ["run.tracking_uri=postgresql://me:hunter2@db/mlflow"])
+    command = question.command(draws(question.sweep)[0])
+    assert "hunter2" not in command
+    assert "postgresql://me:***@db/mlflow" in command
+    repeated_config = load_config(FinetuneConfig, tmp_path / "base.yaml", [shlex.split(command)[-1]])
+    assert repeated_config.register_as == ""
+
+
 # --- data multiplier
 
 SIZES = np.array([100.0, 300.0, 1000.0, 3000.0, 10000.0])
@@ -161,7 +260,7 @@ def test_a_known_multiplier_is_found() -> None:
     found = data_multiplier(law(30.0, noise=0.003), law(150.0, noise=0.003))
     assert found.value == pytest.approx(5.0, rel=0.15)
     assert found.low < 5.0 < found.high < 2 * found.low
-    assert not found.is_bound
+    assert (found.bound, found.resampled) == ("", "seeds")
     assert found.slow == 10000.0
     curve = multiplier_curve(law(30.0), law(150.0))
     assert [m.value for m in curve] == pytest.approx([5.0] * len(curve), rel=0.05)
@@ -170,9 +269,13 @@ def test_a_known_multiplier_is_found() -> None:
 def test_where_a_curve_ends_there_is_a_bound() -> None:
     """Catches a number made up beyond the largest sample."""
     found = data_multiplier(law(1.0), law(1000.0))
-    assert found.is_bound
+    assert found.bound == "at least"
     assert found.value == 100.0
-    assert str(found).startswith("≥ 100.0")
+    assert str(found).startswith("at least 100.0")
+    behind = data_multiplier(law(1000.0), law(1.0))
+    assert behind.bound == behind.low_bound == "at most"
+    assert str(behind).startswith("at most 0.01 [at most 0.01")
+    assert data_multiplier(law(30.0), law(150.0), at=5.0).bound == "none"
 
 
 def test_fine_tuning_that_falls_behind_gives_less_than_one() -> None:

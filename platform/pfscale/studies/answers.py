@@ -15,7 +15,7 @@ from pfscale.report.search_figure import SearchStep, search_progress
 from pfscale.report.style import Drawn
 from pfscale.studies.compute import flops_of
 from pfscale.studies.heads_answer import heads_answer
-from pfscale.studies.ladder import MODE, SIZE
+from pfscale.studies.ladder import MODE, events_of
 from pfscale.studies.measure import PREFIX
 from pfscale.studies.multiplier import LEVEL, Multiplier, curve_of, data_multiplier, multiplier_curve
 from pfscale.studies.plan import SweepPlan
@@ -65,7 +65,7 @@ def transfer(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     figures: dict[str, Drawn] = {}
     for metric, (label, unit, in_words) in _LADDER.items():
         points = [
-            TransferPoint(str(row[MODE]), int(row[SIZE] or 0), row.metrics[metric], row.metrics.get(f"{metric}_error", math.nan))
+            TransferPoint(str(row[MODE]), events_of(row), row.metrics[metric], row.metrics.get(f"{metric}_error", math.nan))
             for row in rows
             if metric in row.metrics
         ]
@@ -121,7 +121,7 @@ def _chosen(plan: SweepPlan, rows: Sequence[Row]) -> list[Row]:
     sweep = plan.question.sweep
     if not sweep.winners:
         return list(rows)
-    won = [without_seed(row) for row in winners(rows, sweep)]
+    won = [without_seed(same[0]) for same in winners(rows, sweep)]
     return [row for row in rows if not row.elements or without_seed(row) in won]
 
 
@@ -129,7 +129,9 @@ def _multipliers(rows: Sequence[Row], metric: str) -> tuple[Multiplier, list[Mul
     curves = {}
     for mode in ("full", "scratch"):
         points = [
-            (float(row[SIZE]), row.metrics[metric], row.replicas.get(metric)) for row in rows if row[MODE] == mode and metric in row.metrics
+            (float(events_of(row)), row.metrics[metric], row.replicas.get(metric))
+            for row in rows
+            if row[MODE] == mode and metric in row.metrics
         ]
         if not points:
             return None
@@ -139,19 +141,15 @@ def _multipliers(rows: Sequence[Row], metric: str) -> tuple[Multiplier, list[Mul
 
 def _sentence(found: Multiplier, in_words: str, detector: str) -> str:
     events = f"{detector.upper()} events"
-    interval = f"[{found.low:.1f}, {'at least ' if found.high_is_bound else ''}{found.high:.1f}]"
-    at_least = "at least " if found.is_bound else ""
-    return (
-        f"at equal {in_words} ({found.at:.4g}), fine-tuning needs {at_least}{found.value:.1f} {interval} times fewer {events} "
-        f"than training from scratch ({LEVEL:.0%} interval of the bootstrap over seeds and test events)"
-    )
+    interval = f"{LEVEL:.0%} interval of the bootstrap over {found.resampled}" if found.resampled else "one training each, so no interval"
+    return f"at equal {in_words} ({found.at:.4g}), fine-tuning needs {found} times fewer {events} than training from scratch ({interval})"
 
 
 def _cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """By mode and size: trainings, events seen, passes, hours."""
     cells: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        cells.setdefault((str(row[MODE]), int(row[SIZE] or 0)), []).append(row)
+        cells.setdefault((str(row[MODE]), events_of(row)), []).append(row)
     return [
         {
             "mode": mode,

@@ -29,6 +29,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pfscale.config import Config, load_config, runtime
 from pfscale.errors import ConfigError
+from pfscale.tracking.store import shown
 from pfscale.training.verbs import find_verb
 
 Value = Any
@@ -122,8 +123,14 @@ class SweepConfig(Config):
             raise ValueError("search: optuna takes one space without grid_search")
         if self.search == "optuna" and any("," in key for key in self.space[0]):
             raise ValueError("search: optuna draws every key alone")
-        if self.scheduler.kind == "pbt" and self.search == "optuna":
-            raise ValueError("scheduler: pbt changes the settings itself; use search: random")
+        if self.search == "optuna" and self.repeat > 1:
+            raise ValueError("search: optuna makes every draw anew, so repeat has no meaning: use winners and winner_seeds")
+        if self.scheduler.kind == "pbt":
+            is_one = len(self.space) == 1 and not any(_name_of(value) == GRID or "," in key for key, value in self.space[0].items())
+            if self.search != "random" or not is_one:
+                raise ValueError(
+                    "scheduler: pbt changes the settings itself: use search: random and one space of domains, without grid_search"
+                )
         if self.winners_of and not self.winners:
             raise ValueError("winners_of says of what, but winners is 0: use winners: 1")
         if self.winners and self.winners_by == "metric" and self.metric.startswith("test/") and self.answer == "transfer":
@@ -186,9 +193,10 @@ class Question:
         return load_config(find_verb(self.sweep.verb).config_class, self.base, [*self.changes, *draw.overrides, *further])
 
     def command(self, draw: Draw) -> str:
-        """What repeats a trial."""
+        """What repeats a trial, without passwords; like a trial it registers nothing."""
         base = os.path.relpath(self.base)
-        return shlex.join(["pfscale", self.sweep.verb, base, *self.changes, *draw.overrides])
+        quiet = ['register_as=""'] if getattr(self.config(draw), "register_as", "") else []
+        return shlex.join(["pfscale", self.sweep.verb, base, *map(shown, self.changes), *draw.overrides, *quiet])
 
 
 def load_question(path: str | Path, overrides: Sequence[str] = ()) -> Question:
@@ -216,6 +224,9 @@ def _without(sweep: SweepConfig, keys: Sequence[str], where: str) -> SweepConfig
     taken = sorted(searched & set(keys))
     if taken:
         raise ConfigError(f"{', '.join(taken)}: searched, and given on the command line", where=where, hint="change the space instead")
+    together = sorted({name for part in sweep.space for key in part if "," in key for name in names_of(key)} & set(keys))
+    if together:
+        raise ConfigError(f"{', '.join(together)}: given together with others in the space", where=where, hint="change the space instead")
     space = [{key: value for key, value in part.items() if key not in keys} for part in sweep.space]
     return sweep.model_copy(update={"space": space})
 

@@ -20,7 +20,7 @@ from pfscale.errors import ConfigError
 from pfscale.models.batch import collate
 from pfscale.models.flops import training_flops
 from pfscale.shards.dataset import EventIndex, load_index, plan_epoch, select_events
-from pfscale.studies.config import Draw, Question
+from pfscale.studies.config import Draw, Question, names_of
 from pfscale.studies.head_effects import head_digest
 from pfscale.tracking.runs import Tracker
 from pfscale.training.batches import learning_events
@@ -69,13 +69,25 @@ def _varied(found: Sequence[Draw]) -> list[str]:
 
 
 def _try(question: Question, found: Sequence[Draw], key: str) -> Tried:
-    """Two draws that differ in `key` alone: another value of it put into one that has it. What is searched beside it stays."""
+    """Two draws that differ in `key` alone: another value of it put into one that has it. What is searched beside it stays.
+
+    Keys that are drawn together may fit together only: where no other value fits alone, they change together.
+    """
     having = [draw for draw in found if key in draw.values]
     first = having[0]
-    other = next(draw.values[key] for draw in having if repr(draw.values[key]) != repr(first.values[key]))
-    changed = Draw(tuple((name, other if name == key else value) for name, value in first.settings))
-    digests = [digest_of(*find_verb(question.sweep.verb).launch(question.config(draw))) for draw in (first, changed)]
-    return Tried(key, (first.values[key], other), digests[0] != digests[1])
+    donors = [draw for draw in having if repr(draw.values[key]) != repr(first.values[key])]
+    group = next((names_of(k) for part in question.sweep.space for k in part if key in names_of(k)), [key])
+    for names in ([key], group):
+        for donor in donors:
+            changed = Draw(tuple((name, donor.values.get(name, value) if name in names else value) for name, value in first.settings))
+            try:
+                configs = [question.config(draw) for draw in (first, changed)]
+            except ConfigError:
+                continue
+            digests = [digest_of(*find_verb(question.sweep.verb).launch(config)) for config in configs]
+            return Tried(key, (first.values[key], donor.values[key]), digests[0] != digests[1])
+    hint = "draw it together with what it must fit: `a, b: {grid_search: [[1, 2], [3, 4]]}`"
+    raise ConfigError(f"{key}: no two of its values fit the same other settings, so its effect cannot be seen", hint=hint)
 
 
 def digest_of(launch: Launch | HeadLaunch, tracker: Tracker) -> str:

@@ -15,7 +15,7 @@ from pfscale.physics.evaluation import MLPF, named_estimates
 from pfscale.shards.dataset import EventIndex, load_index, select_events
 from pfscale.studies.config import MeasuredEvents, SweepConfig
 from pfscale.tracking.runs import jsonable
-from pfscale.training.evaluate import Evaluation, evaluate_bundle
+from pfscale.training.evaluate import EVALUATION_VERSION, Evaluation, evaluate_bundle
 from pfscale.training.launch import Launch
 from pfscale.training.run import Run
 
@@ -55,7 +55,7 @@ def measure_on_test(sweep: SweepConfig, launch: Launch, run: Run) -> Measured:
     folder = run.checkpoint or launch.backbone_folder
     assert folder is not None
     index, members = measured_sample(sweep.test, launch.config.data.shards)
-    kept = launch.folder / f"test-{index.manifest.hash[:12]}-{sweep.test.split}-{len(members)}.json"
+    kept = launch.folder / f"test-{EVALUATION_VERSION}-{index.manifest.hash[:12]}-{sweep.test.split}-{len(members)}.json"
     if kept.is_file():
         return Measured(**json.loads(kept.read_text()))
     bundle = load_bundle(folder)
@@ -64,7 +64,9 @@ def measure_on_test(sweep: SweepConfig, launch: Launch, run: Run) -> Measured:
     evaluation = evaluate_bundle(bundle, index, members, title="", scope="model")
     result = Measured(_of_model(evaluation), _replicas(evaluation))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(jsonable(vars(result))))
+    draft = kept.with_suffix(".draft")
+    draft.write_text(json.dumps(jsonable(vars(result))))
+    draft.replace(kept)
     return result
 
 

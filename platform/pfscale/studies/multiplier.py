@@ -8,7 +8,7 @@ one curve never reaches what is asked, there is a bound and no number.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,12 @@ class Multiplier:
     Attributes:
         at: the value.
         fast, slow: events that each needs.
-        value: their ratio; a bound where `is_bound`: the fast curve reaches `at` with its smallest sample already (at least `value`).
-        low, high: interval of the bootstrap; an edge that lies at the end of a curve is a bound, too (`low_is_bound`: at least).
+        value: their ratio.
+        low, high: interval of the bootstrap.
+        bound: what is known of `value` where a curve ends: "at least" (the fast one is below `at` with its smallest sample already, or the
+            slow one never is), "at most" (the other way round), "none" (both, so nothing); empty: it is a number.
+        low_bound, high_bound: the same of the interval's edges.
+        resampled: what the interval is of: seeds, test events, both, or nothing.
     """
 
     at: float
@@ -65,12 +69,22 @@ class Multiplier:
     value: float
     low: float
     high: float
-    is_bound: bool = False
-    high_is_bound: bool = False
+    bound: str = ""
+    low_bound: str = ""
+    high_bound: str = ""
+    resampled: str = ""
 
     def __str__(self) -> str:
-        sign = "≥ " if self.is_bound else ""
-        return f"{sign}{self.value:.1f} [{self.low:.1f}, {'≥ ' if self.high_is_bound else ''}{self.high:.1f}]"
+        """`8.9 [7.1, at least 12]`."""
+        shown = (
+            f"{bound + ' ' if bound else ''}{_two_digits(value)}"
+            for value, bound in ((self.value, self.bound), (self.low, self.low_bound), (self.high, self.high_bound))
+        )
+        return "{} [{}, {}]".format(*shown)
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
 def _stretched(seeds: Floats, drawn: float) -> float:
@@ -93,7 +107,7 @@ def monotone(values: Floats) -> Floats:
 def events_needed(sizes: Floats, values: Floats, at: float) -> float:
     """The number of events at which a falling curve reaches `at`; 0 where it is below from the start, infinity where it never does."""
     falling = monotone(values)
-    if falling[0] <= at:
+    if falling[0] < at:
         return 0.0
     if falling[-1] > at:
         return float("inf")
@@ -122,11 +136,16 @@ def data_multiplier(fast: Curve, slow: Curve, *, at: float | None = None, seed: 
     order = sorted(found, key=lambda r: r.value)
     tail = (1 - LEVEL) / 2
     low, high = order[int(tail * (len(order) - 1))], order[int(np.ceil((1 - tail) * (len(order) - 1)))]
-    return Multiplier(value.at, value.fast, value.slow, value.value, low.value, high.value, value.is_bound, high.is_bound)
+    has_seeds = any(len(values) > 1 for curve in (fast, slow) for values in curve.values)
+    resampled = " and ".join([*(["seeds"] if has_seeds else []), *(["test events"] if num else [])])
+    return replace(value, low=low.value, high=high.value, low_bound=low.bound, high_bound=high.bound, resampled=resampled)
 
 
 def multiplier_curve(fast: Curve, slow: Curve, *, seed: int = 1) -> list[Multiplier]:
-    """The multiplier at the value that the fast curve has with each of its sample sizes, where the slow curve reaches it, too."""
+    """The multiplier at the value that the fast curve has with each of its sample sizes, where the slow curve reaches it, too.
+
+    Read at their own values, the sizes of the fast curve have no "at least" of their own; replicas that begin below the value still have.
+    """
     values = monotone(fast.mean())
     within = [value for value in values if events_needed(slow.sizes, slow.mean(), float(value)) not in (0.0, float("inf"))]
     return [data_multiplier(fast, slow, at=float(value), seed=seed) for value in dict.fromkeys(within)]
@@ -137,11 +156,13 @@ def _ratio(fast: Curve, fast_values: Floats, slow: Curve, slow_values: Floats, a
     target = max(monotone(fast_values)[-1], monotone(slow_values)[-1]) if at is None else at
     needed_fast = events_needed(fast.sizes, fast_values, target)
     needed_slow = events_needed(slow.sizes, slow_values, target)
-    is_bound = needed_fast == 0.0 or needed_slow == float("inf")
+    is_least = needed_fast == 0.0 or needed_slow == float("inf")
+    is_most = needed_slow == 0.0 or needed_fast == float("inf")
+    bound = "none" if is_least and is_most else "at least" if is_least else "at most" if is_most else ""
     needed_fast = float(np.clip(needed_fast, fast.sizes[0], fast.sizes[-1]))
     needed_slow = float(np.clip(needed_slow, slow.sizes[0], slow.sizes[-1]))
     ratio = needed_slow / needed_fast
-    return Multiplier(float(target), needed_fast, needed_slow, ratio, ratio, ratio, is_bound)
+    return Multiplier(float(target), needed_fast, needed_slow, ratio, ratio, ratio, bound)
 
 
 def curve_of(points: Sequence[tuple[float, float, Sequence[float] | None]]) -> Curve:

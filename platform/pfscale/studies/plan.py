@@ -18,7 +18,7 @@ from pfscale.models.mlpf import Mlpf
 from pfscale.ray_cluster import is_running, ray_cluster, room_on_nodes
 from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.manifest import load_manifest
-from pfscale.studies.config import Draw, Question, draws, repeated
+from pfscale.studies.config import AshaScheduler, Draw, Question, draws, repeated
 from pfscale.studies.effects import require_effects, step_seconds
 from pfscale.studies.head_effects import head_cost
 from pfscale.studies.measure import PAIRED, PREFIX, measured_sample
@@ -26,6 +26,7 @@ from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import Tracker
 from pfscale.training.config import TorchEngineConfig
 from pfscale.training.downstream import HeadLaunch
+from pfscale.training.evaluate import EVALUATION_VERSION
 from pfscale.training.launch import Launch
 from pfscale.training.verbs import find_verb
 
@@ -57,7 +58,7 @@ class SweepPlan:
     Attributes:
         varied: keys that the sweep searches; each was seen to change the training.
         work_per_second: of one trial, measured in this process; NaN where there are no steps.
-        fingerprint: of the question, the trials' configs, data and backbone.
+        fingerprint: of the question, the trials' configs, data and backbone, and the test events.
     """
 
     question: Question
@@ -87,7 +88,9 @@ class SweepPlan:
             cell = tuple(trial.draw.values.get(key) for key in sweep.winners_of)
             cells[cell] = max(cells.get(cell, 0.0), trial.work)
         repeats = [work for work in cells.values() for _ in range(sweep.winners * (sweep.winner_seeds - 1))]
-        each = [work / self.work_per_second * _OTHER_WORK for work in (*(trial.work for trial in self.trials), *repeats) if work]
+        own = [trial.work for trial in self.trials]
+        control = own if sweep.control else []
+        each = [work / self.work_per_second * _OTHER_WORK for work in (*own, *repeats, *control) if work]
         return max(sum(each) / self.concurrency, max(each, default=0.0)) / 3600
 
     def table(self) -> Table:
@@ -99,7 +102,11 @@ class SweepPlan:
         kind = sweep.scheduler.kind
         of = f" of every {', '.join(sweep.winners_of)}" if sweep.winners_of else f" {sweep.winners}"
         rows = [
-            ("trials", f"{len(self.trials)} of {sweep.verb}, {self.concurrency} at once"),
+            (
+                "trials",
+                f"{sweep.num_samples if sweep.search == 'optuna' else len(self.trials)} of {sweep.verb}, {self.concurrency} at once",
+            ),
+            *([("then", "plain random search with as many operations")] if sweep.control else []),
             *([("then", f"the best{of}, with {sweep.winner_seeds} seeds")] if sweep.winners else []),
             ("searched", ", ".join(self.varied) or "nothing"),
             ("how", f"{sweep.search}" + (f", stopped early by {kind}" if kind != "none" else "")),
@@ -127,6 +134,7 @@ def plan_sweep(question: Question) -> SweepPlan:
     wanted = [draw for one in found for draw in repeated(one, first_seed=first_seed, count=sweep.repeat)] if sweep.repeat > 1 else found
     launches = [find_verb(sweep.verb).launch(question.config(draw)) for draw in wanted]
     _require_metric(question, [launch for launch, _ in launches])
+    _require_in_time(question, [launch for launch, _ in launches])
     _require_fair(question, wanted)
     if sweep.test is not None:
         measured_sample(sweep.test, launches[0][0].config.data.shards)
@@ -198,6 +206,29 @@ def _require_metric(question: Question, launches: Sequence[Launch | HeadLaunch])
     raise ConfigError(f"a trial does not report '{sweep.metric}'", where=f"metric of {question.name}", hint=hint)
 
 
+def _require_in_time(question: Question, launches: Sequence[Launch | HeadLaunch]) -> None:
+    """Checks that evaluations come in time for the scheduler, and that each of them has the metric.
+
+    Raises:
+        ConfigError: a trial ends before it could be stopped, or its best evaluation need not have the metric.
+    """
+    sweep = question.sweep
+    trained = [launch.config for launch in launches if isinstance(launch, Launch) and getattr(launch.config, "mode", "") != "zero-shot"]
+    if sweep.metric in _PHYSICS:
+        for config in trained:
+            steps, every = config.optimisation.num_steps, config.optimisation.evaluate_every
+            if config.physics_every != every or steps % every:
+                what = f"not every evaluation ({every} of {steps} steps) has {sweep.metric}: physics_every is {config.physics_every}"
+                hint = "physics_every and optimisation.evaluate_every must be the same, and a divisor of optimisation.num_steps"
+                raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
+    if isinstance(sweep.scheduler, AshaScheduler):
+        for config in trained:
+            first = max(sweep.scheduler.grace_steps, config.optimisation.evaluate_every)
+            if first >= config.optimisation.num_steps:
+                what = f"trials of {config.optimisation.num_steps} steps end before asha can stop them, after {first}"
+                raise ConfigError(what, where=question.name, hint="smaller scheduler.grace_steps and optimisation.evaluate_every")
+
+
 def _require_metric_of_heads(question: Question) -> None:
     """Checks the metric of heads: the loss, or a figure of merit of their task on its test split.
 
@@ -217,8 +248,11 @@ def _require_fair(question: Question, found: Sequence[Draw]) -> None:
         ConfigError: it is a loss, and what is searched are the loss's own weights: the smallest would win.
     """
     weights = sorted({key for draw in found for key, _ in draw.settings if key.startswith("task.")})
-    if weights and question.sweep.metric in _LOSSES and question.sweep.answer != "downstream":
-        what = f"{question.sweep.metric} is not the same in trials with another {', '.join(weights)}"
+    sweep = question.sweep
+    by = {sweep.metric, *(["validation_loss"] if sweep.winners and sweep.winners_by == "validation_loss" else [])}
+    losses = sorted(by & set(_LOSSES))
+    if weights and losses and sweep.answer != "downstream":
+        what = f"{losses[0]} is not the same in trials with another {', '.join(weights)}"
         hint = f"metric: {_PHYSICS[0]}, with physics_every in the base config"
         raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
 
@@ -258,5 +292,9 @@ def _fingerprint(question: Question, trials: Sequence[Planned]) -> str:
     identity: dict[str, Any] = question.sweep.model_dump(mode="json")
     for key in ("base", "stop_ladder", "max_concurrent", "max_failures"):
         identity.pop(key)
+    test = question.sweep.test
+    if test is not None:
+        events = measured_sample(test, trials[0].launch.config.data.shards)[0].manifest.hash
+        identity["test"] = [test.split, test.num_events, events, EVALUATION_VERSION]
     text = json.dumps([identity, [trial.launch.fingerprint for trial in trials]], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

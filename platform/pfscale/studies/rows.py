@@ -15,10 +15,11 @@ from pfscale.tracking.runs import jsonable
 
 FINISHED: Final = "finished"
 STOPPED: Final = "stopped"
+INVALID: Final = "invalid"
 DIVERGED: Final = "diverged"
 CONTROL: Final = "control"  # groups of trials beside the sweep's own
 WINNER: Final = "winner"
-Status = Literal["finished", "stopped", "diverged"]
+Status = Literal["finished", "stopped", "diverged", "invalid"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Row:
 
     Attributes:
         settings: dotted config path -> value, beside the base.
-        status: finished, stopped by the scheduler, or diverged: stopped by its own guard.
+        status: finished, stopped by the scheduler, diverged: stopped by its own guard, or invalid: what a search drew is no config.
         run_id: of its MLflow run.
         model: folder of its model; empty: none was made.
         metrics: final ones of a finished trial, those of its last evaluation of a stopped one.
@@ -35,7 +36,7 @@ class Row:
         replicas: metric -> its value in every replica of the bootstrap over the test events, the same replicas in all trials.
         elements, events: learned from, repetitions counted.
         seconds: of the last attempt, all in all.
-        training_seconds: in optimizer steps and waiting for their data, by the rate of the last attempt.
+        training_seconds: in optimizer steps and waiting for their data, of all attempts.
         ended: seconds since 1970.
         group: what arm of the sweep it belongs to: "" or "control", or "winner".
         member: of a population, whose settings change on the way, so that two may end with the same ones; empty: no population.
@@ -77,20 +78,29 @@ def ranked(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
     return sorted(rows, key=order)
 
 
-def winners(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
-    """The trained rows that are repeated with further seeds: the best, or the best of every combination of the values of `winners_of`."""
+def winners(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
+    """The settings that are repeated with further seeds, each with the rows that it has: the best by the mean over their seeds, or the best
+    of every combination of the values of `winners_of`."""
+    cells: dict[tuple[Any, ...], list[list[Row]]] = {}
+    for same in settings_by_mean([row for row in rows if row.group not in (WINNER, CONTROL) and row.elements], sweep):
+        cells.setdefault(tuple(same[0][key] for key in sweep.winners_of), []).append(same)
+    return [same for found in cells.values() for same in found[: sweep.winners]]
 
-    def order(row: Row) -> float:
-        value = row.metrics.get("validation_loss", math.nan)
-        return value if math.isfinite(value) else math.inf
 
-    own = [row for row in ranked(rows, sweep) if row.status == FINISHED and row.group != WINNER and row.elements]
-    if sweep.winners_by == "validation_loss":
-        own.sort(key=order)
-    cells: dict[tuple[Any, ...], list[Row]] = {}
-    for row in own:
-        cells.setdefault(tuple(row[key] for key in sweep.winners_of), []).append(row)
-    return [row for found in cells.values() for row in found[: sweep.winners]]
+def settings_by_mean(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
+    """Finished rows together that differ in their seed only, best mean first, of what `winners_by` says; those without a value last."""
+    groups: dict[str, list[Row]] = {}
+    for row in ranked(rows, sweep):
+        if row.status == FINISHED:
+            groups.setdefault(key_of(without_seed(row)), []).append(row)
+    is_loss = sweep.winners_by == "validation_loss"
+    metric, sign = ("validation_loss", 1.0) if is_loss else (sweep.metric, 1.0 if sweep.mode == "min" else -1.0)
+
+    def order(same: list[Row]) -> float:
+        mean = sum(row.metrics.get(metric, math.nan) for row in same) / len(same)
+        return sign * mean if math.isfinite(mean) else math.inf
+
+    return sorted(groups.values(), key=order)
 
 
 def without_seed(row: Row) -> dict[str, Any]:

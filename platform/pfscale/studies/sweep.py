@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rich.table import Table
 
@@ -23,9 +24,22 @@ from pfscale.studies.compute import flops_of, flops_of_draw
 from pfscale.studies.config import Draw, draws, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.plan import SweepPlan, concurrency_of
-from pfscale.studies.rows import CONTROL, DIVERGED, FINISHED, STOPPED, WINNER, Row, ranked, read_rows, winners, without_seed
+from pfscale.studies.rows import (
+    CONTROL,
+    DIVERGED,
+    FINISHED,
+    STOPPED,
+    WINNER,
+    Row,
+    ranked,
+    read_rows,
+    settings_by_mean,
+    winners,
+    without_seed,
+)
 from pfscale.studies.tuning import run_arm
 from pfscale.tracking.runs import RunLogger, ended, jsonable
+from pfscale.tracking.store import shown
 from pfscale.training.storage import claimed, storage_folder
 
 _log = logging.getLogger(__name__)
@@ -55,8 +69,8 @@ class SweepResult:
 
     @property
     def best(self) -> Row:
-        """The finished trial with the best value of the metric."""
-        return best_of(self.rows, self.plan)
+        """A trial with the best settings, the one of lowest seed; see `best_of`."""
+        return best_of(self.rows, self.plan)[0]
 
     def table(self) -> Table:
         """One row per trial, best first."""
@@ -93,22 +107,30 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
             for launch in {launch.folder: launch for launch in (trial.launch for trial in plan.trials)}.values():
                 launch.prepare()
             plan.tracker.end_children(logger.run_id)  # of an attempt that was killed: they are opened again if they go on
-            _run_all(plan, folder, logger.run_id)
+            try:
+                _run_all(plan, folder, logger.run_id)
+            finally:
+                plan.tracker.end_children(logger.run_id)  # of trials whose process died for good
             result = _result(plan, folder, logger, time.monotonic() - begin)
             _log_result(result, logger)
     return result
 
 
-def best_of(rows: Sequence[Row], plan: SweepPlan) -> Row:
-    """The finished row with the best value of the metric.
+def best_of(rows: Sequence[Row], plan: SweepPlan) -> list[Row]:
+    """The finished rows of the best settings, by the mean over their seeds, lowest seed first.
+
+    Of those that were repeated, where winners are: the best of single trainings is the luckiest. The control competes with the search and
+    does not win it.
 
     Raises:
         TrainingError: none has finished.
     """
-    finished = [row for row in ranked(rows, plan.question.sweep) if row.status == FINISHED]
-    if not finished:
+    sweep = plan.question.sweep
+    found = settings_by_mean([row for row in rows if row.group != CONTROL], sweep)
+    if not found:
         raise TrainingError("no trial finished: every one diverged or was stopped", where=plan.name)
-    return finished[0]
+    repeated_too = [same for same in found if any(row.group == WINNER for row in same)]
+    return sorted((repeated_too or found)[0], key=lambda row: row["seed"] or 0)
 
 
 def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
@@ -122,34 +144,39 @@ def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:
     if sweep.control:
         run_arm(plan, folder, parent_run, _control_draws(plan, read_rows(folder)), group=CONTROL)
     if sweep.winners:
-        first = int(plan.trials[0].launch.config.seed)
-        repeats = [
-            again
-            for row in winners(read_rows(folder), sweep)
-            for again in repeated(
-                Draw(tuple(without_seed(row).items())), first_seed=int(row["seed"] or first) + 1, count=sweep.winner_seeds - 1
-            )
-        ]
-        run_arm(plan, folder, parent_run, repeats, group=WINNER)
+        run_arm(plan, folder, parent_run, _further_seeds(plan, read_rows(folder)), group=WINNER)
+
+
+def _further_seeds(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
+    """What won, with as many further seeds as are missing to `winner_seeds`."""
+    sweep = plan.question.sweep
+    default = int(plan.trials[0].launch.config.seed)
+    wanted = []
+    for same in winners(rows, sweep):
+        last = max(int(row["seed"] or default) for row in same)
+        count = max(0, sweep.winner_seeds - len(same))
+        wanted += repeated(Draw(tuple(without_seed(same[0]).items())), first_seed=last + 1, count=count)
+    return wanted
 
 
 def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
-    """So many random draws as can run to their end with the operations of the search; one at least."""
+    """So many random draws, of all parts of the space, as can run to their end with the operations of the search; one at least."""
     left = sum(flops_of(plan, row) for row in rows if not row.group)
     sweep = plan.question.sweep
+    count = max(len(plan.trials), sweep.num_samples) * _MOST_CONTROLS
+    found = draws(sweep.model_copy(update={"num_samples": count, "search": "random", "search_seed": sweep.search_seed + 1}))
     wanted: list[Draw] = []
-    count = len(rows) * _MOST_CONTROLS
-    for draw in draws(sweep.model_copy(update={"num_samples": count, "search": "random", "search_seed": sweep.search_seed + 1})):
-        left -= flops_of_draw(plan, draw)
+    for position in np.random.default_rng(sweep.search_seed).permutation(len(found)):
+        left -= flops_of_draw(plan, found[position])
         if wanted and left < 0:
             break
-        wanted.append(draw)
+        wanted.append(found[position])
     return wanted
 
 
 def _log_question(plan: SweepPlan, logger: RunLogger) -> None:
     logger.log_text(dump_yaml(plan.question.sweep), "sweep.yaml")
-    logger.log_text(plan.question.base.read_text(), "base.yaml")
+    logger.log_text(shown(plan.question.base.read_text()), "base.yaml")
     logger.log_params({"trials": len(plan.trials), "varied": ", ".join(plan.varied), "metric": plan.question.sweep.metric})
 
 
@@ -166,31 +193,33 @@ def _log_result(result: SweepResult, logger: RunLogger) -> None:
     for name, content in documents.items():
         (result.folder / name).write_text(json.dumps(jsonable(content), indent=1))
         logger.log_json(content, name)
-    best = _best_config(result)
-    (result.folder / BEST_CONFIG).write_text(best)
-    logger.log_text(best, BEST_CONFIG)
     for name, (figure, numbers) in result.figures.items():
         figure.savefig(result.folder / f"{name}.png", dpi=150)
         (result.folder / f"{name}.json").write_text(json.dumps(jsonable(numbers), indent=1))
         logger.log_figure(figure, f"figures/{name}.png")
         logger.log_json(numbers, f"figures/{name}.json")
-    metric = result.plan.question.sweep.metric
     counts = {status: sum(row.status == status for row in result.rows) for status in (FINISHED, STOPPED, DIVERGED)}
     logger.log_metrics({f"trials_{status}": float(count) for status, count in counts.items()}, step=0)
-    if metric in result.best.metrics:
-        logger.log_metrics({f"best_{metric}": result.best.metrics[metric]}, step=0)
+    best = _best_config(result)
+    (result.folder / BEST_CONFIG).write_text(best)
+    logger.log_text(best, BEST_CONFIG)
+    metric = result.plan.question.sweep.metric
+    values = [row.metrics[metric] for row in best_of(result.rows, result.plan) if metric in row.metrics]
+    if values:
+        logger.log_metrics({f"best_{metric}": float(np.mean(values))}, step=0)
 
 
 def _best_config(result: SweepResult) -> str:
-    """The config of the best trial, ready for its verb, with where it comes from."""
-    plan, best = result.plan, result.best
+    """The config of the best settings, ready for its verb, with where it comes from."""
+    plan, same = result.plan, best_of(result.rows, result.plan)
     sweep = plan.question.sweep
-    draw = Draw(tuple(best.settings.items()))
+    draw = Draw(tuple(same[0].settings.items()))
     values = plan.question.config(draw).model_dump(mode="json", exclude={"run", "register_as", "physics_events"})
-    value = best.metrics.get(sweep.metric, math.nan)
+    found = [row.metrics.get(sweep.metric, math.nan) for row in same]
+    spread = f" ± {np.std(found, ddof=1):.2g} over {len(found)} seeds" if len(found) > 1 else ""
     head = [
         f"# {sweep.question}",
-        f"# Best of {len(result.rows)} trials of {plan.name}: {sweep.metric} {value:.4g}, MLflow run {best.run_id}",
+        f"# Best of {len(result.rows)} trials of {plan.name}: {sweep.metric} {np.mean(found):.4g}{spread}; MLflow run {same[0].run_id}",
         f"# {plan.question.command(draw)}",
     ]
     return "\n".join([*head, yaml.safe_dump(values, sort_keys=False, allow_unicode=True)])

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import torch
 from ray import tune
 
 from pfscale.config import Config
-from pfscale.errors import DivergedError, StoppedError
+from pfscale.errors import ConfigError, DivergedError, InProgressError, StoppedError
 from pfscale.studies.config import Draw, Question
 from pfscale.studies.measure import measure_on_test
-from pfscale.studies.rows import DIVERGED, FINISHED, STOPPED, Row, Status, find_row, write_row
+from pfscale.studies.rows import DIVERGED, FINISHED, INVALID, STOPPED, Row, Status, find_row, write_row
+from pfscale.tracking.records import PART_OF_TAG
 from pfscale.training.checkpoint import STATE, read_state
-from pfscale.training.progress import PROGRESS, read_evaluations
+from pfscale.training.progress import read_evaluations
 from pfscale.training.run import Run
 from pfscale.training.session import STOP
 from pfscale.training.verbs import find_verb
@@ -35,6 +36,7 @@ from pfscale.training.verbs import find_verb
 DRAW = "draw"  # the one key of Tune's space where draws are made beforehand
 _POLL_SECONDS = 0.1
 _PEDIGREE = "pedigree.json"  # of a member of a population, in its checkpoint
+_WAIT_SECONDS = 1.0
 _WORST = 1e9  # what a search is told of a training that stopped itself
 
 
@@ -47,6 +49,7 @@ class TrialPlan:
         directory: that the sweep was started in, which relative paths count from.
         run: settings that do not change the result, as overrides.
         tags: of the trials' MLflow runs.
+        parent_run: the sweep's MLflow run.
         group: arm of the sweep.
     """
 
@@ -55,12 +58,18 @@ class TrialPlan:
     directory: Path
     run: tuple[str, ...]
     tags: dict[str, str]
+    parent_run: str
     group: str = ""
 
     @property
     def is_population(self) -> bool:
         """Whether its trials take over from one another."""
         return not self.group and self.question.sweep.scheduler.kind == "pbt"
+
+    @property
+    def draws_on_the_way(self) -> bool:
+        """Whether a sampler draws by what was found so far: it may draw twice, or what is no config."""
+        return not self.group and self.question.sweep.search == "optuna"
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """One trial's, from what Tune gives it."""
@@ -99,9 +108,24 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The next evaluation, or the end."""
-        if (row := self._complete()) is not None:
-            return self._repeated(row)
-        training = self._started()
+        while True:
+            if (row := self._complete()) is not None:
+                return self._repeated(row)
+            try:
+                return self._next()
+            except InProgressError:  # of another trial, for which the same was drawn
+                self.training = None
+                time.sleep(_WAIT_SECONDS)
+
+    def _next(self) -> dict[str, Any]:
+        """The next evaluation of the training, or its end."""
+        try:
+            training = self._started()
+        except ConfigError:
+            if not self.plan.draws_on_the_way:
+                raise
+            write_row(self.plan.folder, Row(settings=self.settings, status=INVALID, run_id="", model="", metrics={}, ended=time.time()))
+            return self._over({"step": 0.0})
         while True:
             is_over = not training.thread.is_alive()  # asked first: what it wrote last is then read
             found = next((values for values in read_evaluations(training.folder) if values["step"] > self.last_step), None)
@@ -113,7 +137,7 @@ class Trial(tune.Trainable):
             time.sleep(_POLL_SECONDS)
 
     def _complete(self) -> Row | None:
-        """Its row, where it ended before the sweep was killed and Tune's record, which is seconds old, does not know of it."""
+        """Its row, where it has ended: before a kill, which Tune's record need not know, or as another trial with this draw."""
         if self.training is not None or self.plan.is_population:
             return None
         row = find_row(self.plan.folder, self.settings, self.plan.group)
@@ -126,7 +150,14 @@ class Trial(tune.Trainable):
                 self.last_step = int(values["step"])
                 return self._reported(_finite(values))
         final = row.metrics if row.status == FINISHED else {}
-        return self._reported({**final, "step": row.last_step}) | {"done": True}
+        return self._over({**final, "step": row.last_step})
+
+    def _over(self, values: dict[str, float]) -> dict[str, Any]:
+        """The last report."""
+        mark = ended_mark(self.plan.folder, self.own_id)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        return self._reported(values) | {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For population based training: the state that another member may go on from."""
@@ -172,12 +203,13 @@ class Trial(tune.Trainable):
         except DivergedError:  # such settings do not work: a result, not a failure of the sweep
             training.has_ended = True
             row = self._write(DIVERGED)
-            return self._reported({"step": row.last_step}) | {"done": True}
+            return self._over({"step": row.last_step})
         training.has_ended = True
         test = measure_on_test(sweep, training.launch, run)
         on_the_way = _at_step(training.folder, run.metrics.get("best_step"))
         row = self._write(FINISHED, run, {**on_the_way, **run.metrics, **test.metrics}, test.replicas)
-        return self._reported({**row.metrics, "step": row.last_step}) | {"done": True}
+        training.tag({f"{PART_OF_TAG}{self.plan.parent_run}": "true"})  # found finished, it may be a child of another sweep
+        return self._over({**row.metrics, "step": row.last_step})
 
     def _reported(self, values: dict[str, float]) -> dict[str, Any]:
         """With the sweep's metric, which Tune wants in every report: the worst where it could not be measured."""
@@ -196,6 +228,7 @@ class Trial(tune.Trainable):
             self._end(training)
             return
         self._write(STOPPED)
+        self._over({})
         training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
 
     def _write(
@@ -206,25 +239,49 @@ class Trial(tune.Trainable):
         replicas: dict[str, list[float]] | None = None,
     ) -> Row:
         """The trial's row, which is kept; without metrics, those of the last evaluation."""
-        training = self._started()
-        evaluations = [_finite(values) for values in read_evaluations(training.folder)]
-        last = {name: value for name, value in evaluations[-1].items() if name != "step"} if evaluations else {}
-        row = Row(
-            settings=self.settings,
-            status=status,
-            run_id=run.run_id if run is not None else training.run_id,
-            model=str(run.checkpoint or "") if run is not None else "",
-            metrics=_finite(metrics if metrics is not None else last),
-            evaluations=evaluations,
-            replicas=replicas or {},
-            **training.work(),
-            seconds=time.monotonic() - self.begin,
-            ended=time.time(),
-            group=self.plan.group,
-            member=self.own_id if self.plan.is_population else "",
-        )
+        row = _row_of(self._started(), self.plan, self.settings, status)
+        member = self.own_id if self.plan.is_population else ""
+        row = replace(row, seconds=time.monotonic() - self.begin, replicas=replicas or {}, member=member)
+        if run is not None:
+            row = replace(row, run_id=run.run_id, model=str(run.checkpoint or ""))
+        if metrics is not None:
+            row = replace(row, metrics=_finite(metrics))
         write_row(self.plan.folder, row)
         return row
+
+
+def write_stopped(plan: TrialPlan, drawn: Mapping[str, Any], trial_id: str) -> None:
+    """The row of a trial that the scheduler stopped and whose process ended, or was ended, before it could write one."""
+    settings = plan.settings(drawn)
+    if not stop_mark(plan.folder, trial_id).exists() or find_row(plan.folder, settings, plan.group) is not None:
+        return
+    config = plan.config(settings)
+    write_row(plan.folder, _row_of(_Attempts(plan.question.sweep.verb, config), plan, settings, STOPPED))
+    mark = ended_mark(plan.folder, trial_id)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _row_of(training: _Attempts, plan: TrialPlan, settings: Mapping[str, Any], status: Status) -> Row:
+    """What a training has shown so far."""
+    evaluations = [_finite(values) for values in read_evaluations(training.folder)]
+    last = {name: value for name, value in evaluations[-1].items() if name != "step"} if evaluations else {}
+    return Row(
+        settings=dict(settings),
+        status=status,
+        run_id=training.run_id,
+        model="",
+        metrics=last,
+        evaluations=evaluations,
+        **training.work(),
+        ended=time.time(),
+        group=plan.group,
+    )
+
+
+def ended_mark(folder: Path, trial_id: str) -> Path:
+    """The file that says that a trial has ended with a row, its own or that of another trial with the same draw."""
+    return folder / "ended" / trial_id
 
 
 def stop_mark(folder: Path, trial_id: str) -> Path:
@@ -232,13 +289,42 @@ def stop_mark(folder: Path, trial_id: str) -> Path:
     return folder / "stopped" / trial_id
 
 
-class _Training:
-    """A training in a thread of its own."""
+class _Attempts:
+    """What a training has left so far, in its folder and in MLflow."""
 
-    def __init__(self, verb: str, config: Config, *, begin_from: Path | None = None) -> None:
+    def __init__(self, verb: str, config: Config) -> None:
         self.verb, self.config = find_verb(verb), config
         self.launch, self.tracker = self.verb.launch(config)
         self.folder: Path = self.launch.folder
+
+    def work(self) -> dict[str, Any]:
+        """Elements, events and seconds of its steps, as its last checkpoint says, repetitions counted; nothing where it has none."""
+        last = self.last_checkpoint()
+        if last is None:
+            return {}
+        state = read_state(last)
+        return {"elements": state.elements, "events": state.events, "training_seconds": state.seconds}
+
+    def last_checkpoint(self) -> Path | None:
+        """The folder of the last complete one."""
+        return max((path for path in self.launch.checkpoints.glob("checkpoint_*") if (path / STATE).is_file()), default=None)
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Sets tags of its MLflow run, where there is one."""
+        if self.run_id:
+            self.tracker.attach(self.run_id).set_tags(tags)
+
+    @property
+    def run_id(self) -> str:
+        """Of its MLflow run; empty before there is one."""
+        return self.tracker.find_run(self.launch.fingerprint) or ""
+
+
+class _Training(_Attempts):
+    """A training in a thread of its own."""
+
+    def __init__(self, verb: str, config: Config, *, begin_from: Path | None = None) -> None:
+        super().__init__(verb, config)
         if begin_from is not None and self.last_checkpoint() is None:
             shutil.copytree(begin_from, self.folder / "checkpoints" / begin_from.name)
         self.has_ended = False  # its row is written
@@ -269,29 +355,6 @@ class _Training:
             self.thread.join(0.2)
         (self.folder / STOP).unlink(missing_ok=True)
         return isinstance(self.error, StoppedError)
-
-    def work(self) -> dict[str, Any]:
-        """Elements, events and seconds of its steps, as its last checkpoint says, repetitions counted; nothing where it has none."""
-        last = self.last_checkpoint()
-        if last is None:
-            return {}
-        state = read_state(last)
-        rate = json.loads((self.folder / PROGRESS).read_text())["elements_per_second"] if (self.folder / PROGRESS).is_file() else math.inf
-        return {"elements": state.elements, "events": state.events, "training_seconds": state.elements / rate}
-
-    def last_checkpoint(self) -> Path | None:
-        """The folder of the last complete one."""
-        return max((path for path in self.launch.checkpoints.glob("checkpoint_*") if (path / STATE).is_file()), default=None)
-
-    def tag(self, tags: dict[str, str]) -> None:
-        """Sets tags of its MLflow run, where there is one."""
-        if self.run_id:
-            self.tracker.attach(self.run_id).set_tags(tags)
-
-    @property
-    def run_id(self) -> str:
-        """Of its MLflow run; empty before there is one."""
-        return self.tracker.find_run(self.launch.fingerprint) or ""
 
 
 def _at_step(folder: Path, step: float | None) -> dict[str, float]:

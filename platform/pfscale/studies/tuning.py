@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pfscale.studies.asha import MarkingAsha
 from pfscale.studies.config import AshaScheduler, Draw, PbtScheduler, tune_space
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.rows import Row, missing, read_rows
-from pfscale.studies.trial import DRAW, Trial, TrialPlan
+from pfscale.studies.trial import DRAW, Trial, TrialPlan, write_stopped
 
 _log = logging.getLogger(__name__)
 
@@ -35,15 +35,16 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
         StoppedError: SIGTERM; KeyboardInterrupt: Ctrl-C. Trials have written checkpoints.
     """
     sweep = plan.question.sweep
-    if not (num_left := _num_left(plan, wanted, read_rows(folder), group)):
+    if not (num_left := _num_left(plan, wanted, folder, group)):
         return read_rows(folder)
     arm = f"{plan.name} ({group})" if group else plan.name
-    _log.info("%s: %d of %d trials to do, %d at once", arm, num_left, len(wanted), plan.concurrency)
+    _log.info("%s: %d of %d trials to do, %d at once", arm, num_left, _num_wanted(plan, wanted, group), plan.concurrency)
     trial_plan = TrialPlan(
         question=plan.question,
         folder=folder,
         directory=Path.cwd(),
         run=(f"run.parent_run={parent_run}", "register_as=''", *_cache(plan)),
+        parent_run=parent_run,
         tags={"pfscale.sweep": plan.name, "pfscale.question": sweep.question, **({"pfscale.group": group} if group else {})},
         group=group,
     )
@@ -51,13 +52,16 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
     tuner = _tuner(plan, trial_plan, folder / "tune" / (group or name), todo, num_left)
     with _graceful_stop() as asked_by:
         results = tuner.fit()
+    for result in results:
+        write_stopped(trial_plan, result.config or {}, str((result.metrics or {}).get("trial_id", "")))
     if results.errors:
         told = "; ".join(sorted({str(error).strip().splitlines()[-1] for error in results.errors}))
         hint = "the same command tries them again; what is complete is kept"
         raise TrainingError(f"{len(results.errors)} of {len(wanted)} trials failed: {told}", where=plan.name, hint=hint)
     rows = read_rows(folder)
-    if num_left := _num_left(plan, wanted, rows, group):
-        told = f"{len(wanted) - num_left} of {len(wanted)} trials complete"
+    if num_left := _num_left(plan, wanted, folder, group):
+        count = _num_wanted(plan, wanted, group)
+        told = f"{count - num_left} of {count} trials complete"
         if signal.SIGINT in asked_by:
             _log.info("stopped with %s", told)
             raise KeyboardInterrupt
@@ -67,11 +71,19 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
     return rows
 
 
-def _num_left(plan: SweepPlan, wanted: list[Draw], rows: Sequence[Row], group: str) -> int:
-    """Trials without a row; where draws are made or changed on the way, how many rows are still to come."""
-    if _adapts(plan, group) or (not group and plan.question.sweep.scheduler.kind == "pbt"):
-        return max(0, len(wanted) - sum(row.group == group for row in rows))
-    return len(missing(wanted, list(rows), group))
+def _num_wanted(plan: SweepPlan, wanted: list[Draw], group: str) -> int:
+    """Trials in all."""
+    return plan.question.sweep.num_samples if _adapts(plan, group) else len(wanted)
+
+
+def _num_left(plan: SweepPlan, wanted: list[Draw], folder: Path, group: str) -> int:
+    """Trials that have not ended: draws without a row, or as many as are missing where draws are made or changed on the way."""
+    rows = [row for row in read_rows(folder) if row.group == group]
+    if _adapts(plan, group):  # which may draw the same twice
+        return max(0, _num_wanted(plan, wanted, group) - max(len(rows), len(list((folder / "ended").glob("*")))))
+    if not group and plan.question.sweep.scheduler.kind == "pbt":
+        return max(0, len(wanted) - len(rows))
+    return len(missing(wanted, rows, group))
 
 
 def _adapts(plan: SweepPlan, group: str) -> bool:
@@ -117,6 +129,7 @@ def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
+    _give_trials_time()
     sweep, run = plan.question.sweep, plan.trials[0].launch.config.run
     adapts = _adapts(plan, trial_plan.group)
     scheduler = None if trial_plan.group else _scheduler(plan, trial_plan)
@@ -145,6 +158,14 @@ def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]
             verbose=0,
         ),
     )
+
+
+def _give_trials_time() -> None:
+    """Trials that are asked to stop get as long for their checkpoints as Tune gives them elsewhere; at the end it would be 10 s."""
+    from ray.tune.execution.tune_controller import TuneController
+
+    patient = property(lambda controller: controller._actor_cleanup_timeout, lambda *_: None)
+    TuneController._actor_force_cleanup_timeout = patient
 
 
 def _scheduler(plan: SweepPlan, trial_plan: TrialPlan) -> Any:

@@ -17,6 +17,7 @@ from pfscale.tracking.store import open_client, require_store, resolve_uri, trac
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+PART_OF_TAG = "pfscale.part_of."  # and the id of a sweep's run: what belongs to it, also where it is a child of an earlier sweep
 _LATEST = ["attributes.start_time DESC"]
 _RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 
@@ -85,7 +86,7 @@ def find_run(tracking_uri: str, run: str) -> RunRecord:
 
 
 def runs_of(tracking_uri: str, name: str) -> list[RunRecord]:
-    """All runs of an experiment, or those below a run (a sweep's trials, by its name or id), however they ended, oldest first.
+    """All runs of an experiment, or those that belong to a run (a sweep's trials, by its name or id), however they ended, oldest first.
 
     Raises:
         ModelNotFoundError: neither is there; lists the nearest names of experiments.
@@ -106,7 +107,9 @@ def runs_of(tracking_uri: str, name: str) -> list[RunRecord]:
         nearest = closest(name, names) or names[:10]
         raise ModelNotFoundError("no such experiment, nor a run", where=name, hint=f"there are: {', '.join(nearest)}") from None
     with tracking_errors(uri):
-        return _all_runs(client, uri, parent.tracker.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.run_id}'")
+        clauses = (f"tags.`{PARENT_TAG}` = '{parent.run_id}'", f"tags.`{PART_OF_TAG}{parent.run_id}` = 'true'")
+        found = {run.run_id: run for clause in clauses for run in _all_runs(client, uri, parent.tracker.experiment_id, clause)}
+    return sorted(found.values(), key=lambda run: run.started)
 
 
 def _all_runs(client: MlflowClient, uri: str, experiment_id: str, which: str) -> list[RunRecord]:

@@ -68,4 +68,4 @@ def peak_memory_mb(device: torch.device) -> float:
     # Not getrusage: its maximum is inherited from the parent.
     status = Path("/proc/self/status")
     found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")] if status.is_file() else []
-    return int(found[0].split()[1]) / 1024 if found else float("nan")
+    return int(found[0].split()[1]) * 1024 / 1e6 if found else float("nan")

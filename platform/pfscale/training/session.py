@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pfscale.errors import ResourceError
+
 STOP = "stop"  # a file of this name in a run's folder asks the training to commit a checkpoint and end
 _UPLOADS_AT_ONCE = 2
 
@@ -151,9 +153,14 @@ class LocalSession(Alone):
             shutil.rmtree(old)
 
     def finish(self) -> None:
-        if self.committing is not None:
-            self.committing.result()
-            self.committing = None
+        committing, self.committing = self.committing, None
+        if committing is None:
+            return
+        try:
+            committing.result()
+        except OSError as error:
+            hint = "make room there, then repeat the command: it goes on from the last checkpoint"
+            raise ResourceError(f"a checkpoint could not be written ({error.strerror})", where=str(self.folder), hint=hint) from error
 
 
 def _to_disk(path: Path) -> None:

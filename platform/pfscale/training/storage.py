@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfscale.config import RunConfig
-from pfscale.errors import ResourceError, TrainingError
+from pfscale.errors import InProgressError, ResourceError, TrainingError
 from pfscale.ray_cluster import is_job_copy
 from pfscale.tracking.registry import ModelVersion
 from pfscale.tracking.runs import Tracker
@@ -44,14 +44,14 @@ def claimed(folder: Path) -> Iterator[None]:
     """Holds the run's folder: a second process with the same run is refused until this one ends, however it ends.
 
     Raises:
-        ResourceError: another process has it.
+        InProgressError: another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ResourceError(
+            raise InProgressError(
                 "this run is in progress in another process", where=str(folder), hint="wait for it, or end it first"
             ) from None
         yield

@@ -374,15 +374,16 @@ def test_the_answer_of_a_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_answer_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a best-so-far that gets worse, and a control that is mixed with the search."""
     monkeypatch.setattr(answers, "flops_of", lambda _, row: 2.0 * row.elements)
-    rows = [row_of({"seed": i}, value, ended=float(i)) for i, value in enumerate([3.0, 2.0, 2.5])]
-    rows += [row_of({"seed": i}, value, group="control", ended=float(i), elements=500) for i, value in enumerate([2.8, 2.6])]
-    rows += [row_of({"seed": 7}, 2.1, group="winner", ended=9.0)]
+    rows = [row_of({"rate": i}, value, ended=float(i)) for i, value in enumerate([3.0, 2.0, 2.5])]
+    rows += [row_of({"rate": i}, value, group="control", ended=float(i), elements=500) for i, value in enumerate([2.8, 2.6])]
+    rows += [row_of({"rate": 1, "seed": 7}, 2.1, group="winner", ended=9.0)]
     found = answers.search(plan_for("search", search="optuna", space={"seed": {"randint": [0, 9]}}), rows)
     best = found.numbers["best_so_far"]
     assert [step["best"] for step in best["optuna"]] == [3.0, 2.0, 2.0]
     assert [step["flops"] for step in best["random search"]] == [1000.0, 2000.0]
-    assert found.numbers["best"] == {"seed": 1}
-    assert any("0.33 times the operations: 2.6" in sentence for sentence in found.sentences)
+    assert found.numbers["best"] == {"rate": 1}
+    assert "2.05 ± 0.071 over 2 seeds" in found.sentences[0]
+    assert any("of the search 2; of random search with 0.33 times the operations 2.6" in sentence for sentence in found.sentences)
 
 
 def test_a_ladder_stops_where_more_no_longer_pays() -> None:

@@ -20,7 +20,7 @@ from pfscale.studies.measure import PREFIX
 from pfscale.studies.multiplier import LEVEL, Multiplier, curve_of, data_multiplier, multiplier_curve
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.references import references_on_test
-from pfscale.studies.rows import CONTROL, FINISHED, Row, ranked, winners, without_seed
+from pfscale.studies.rows import CONTROL, FINISHED, Row, best_settings, ranked, winners, without_seed
 
 _LADDER = {  # metric of the trials -> (what it is, unit, name in sentences)
     "validation_loss": ("validation loss", "", "validation loss"),
@@ -45,15 +45,21 @@ class Answer:
 
 
 def best_setting(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
-    """The best trial, in words."""
+    """The best settings, in words."""
     metric = plan.question.sweep.metric
-    finished = [row for row in ranked(rows, plan.question.sweep) if row.status == FINISHED and metric in row.metrics]
-    if not finished:
+    finished = [row for row in rows if row.status == FINISHED and metric in row.metrics]
+    best = best_settings(finished, plan.question.sweep)
+    if not best:
         return Answer(("no trial finished",))
-    best = finished[0]
-    settings = ", ".join(f"{key}={best[key]}" for key in plan.varied)
-    sentence = f"best of {len(finished)} finished trials: {metric} {best.metrics[metric]:.4g} with {settings}"
-    return Answer((sentence,), {"best": best.settings})
+    values = [row.metrics[metric] for row in best]
+    spread = f" ± {np.std(values, ddof=1):.2g} over {len(values)} seeds" if len(values) > 1 else ""
+    settings = ", ".join(f"{key}={_shown(best[0][key])}" for key in plan.varied if key != "seed" or len(values) == 1)
+    sentence = f"best of {len(finished)} finished trials: {metric} {np.mean(values):.4g}{spread} with {settings}"
+    return Answer((sentence,), {"best": without_seed(best[0]) if len(values) > 1 else best[0].settings})
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def transfer(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
@@ -84,7 +90,7 @@ def transfer(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
 
 def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     """The winner, its seeds, and the best so far against compute, beside the control's."""
-    first = best_setting(plan, [row for row in rows if not row.group])
+    first = best_setting(plan, [row for row in rows if row.group != CONTROL])
     sweep = plan.question.sweep
     arms = {"": sweep.search + ("" if sweep.scheduler.kind == "none" else f" + {sweep.scheduler.kind}"), CONTROL: "random search"}
     curves = {label: _best_so_far(plan, [row for row in rows if row.group == group]) for group, label in arms.items()}
@@ -92,11 +98,13 @@ def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     figures = {"search": search_progress(curves, metric=sweep.metric, lower_is_better=sweep.mode == "min")}
     sentences, numbers = list(first.sentences), dict(first.numbers)
     numbers["best_so_far"] = {label: [asdict(step) for step in steps] for label, steps in curves.items()}
-    control = [row for row in ranked(rows, sweep) if row.group == CONTROL and row.status == FINISHED]
-    if control:
+    arms_best = [next((r for r in ranked(rows, sweep) if r.group == group and r.status == FINISHED), None) for group in ("", CONTROL)]
+    own, control = (row.metrics.get(sweep.metric, math.nan) if row is not None else math.nan for row in arms_best)
+    if arms_best[1] is not None:
         flops = {group: sum(flops_of(plan, row) for row in rows if row.group == group) for group in ("", CONTROL)}
         sentences.append(
-            f"random search with {flops[CONTROL] / max(flops[''], 1):.2f} times the operations: {control[0].metrics[sweep.metric]:.4g}"
+            f"best single trial of the search {own:.4g}; of random search with {flops[CONTROL] / max(flops[''], 1):.2f} times the operations "
+            f"{control:.4g}"
         )
     for settings, values in _winners(plan, rows):
         sentences.append(f"{settings}: {np.mean(values):.4g} ± {np.std(values, ddof=1):.2g} over {len(values)} seeds")
@@ -182,7 +190,7 @@ def _winners(plan: SweepPlan, rows: Sequence[Row]) -> list[tuple[str, list[float
     metric = plan.question.sweep.metric
     found: dict[str, list[float]] = {}
     for row in rows:
-        settings = ", ".join(f"{key}={row[key]}" for key in plan.varied if key != "seed")
+        settings = ", ".join(f"{key}={_shown(row[key])}" for key in plan.varied if key != "seed")
         if row.status == FINISHED and metric in row.metrics:
             found.setdefault(settings, []).append(row.metrics[metric])
     return [(settings, values) for settings, values in found.items() if len(values) > 1]

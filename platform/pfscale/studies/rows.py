@@ -87,6 +87,17 @@ def winners(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
     return [same for found in cells.values() for same in found[: sweep.winners]]
 
 
+def best_settings(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
+    """The finished rows of the best settings, by the mean over their seeds, lowest seed first; nothing where none has finished.
+
+    Of those that were repeated, where winners are: the best of single trainings is the luckiest. The control competes with the search and
+    does not win it.
+    """
+    found = settings_by_mean([row for row in rows if row.group != CONTROL], sweep)
+    repeated_too = [same for same in found if any(row.group == WINNER for row in same)]
+    return sorted((repeated_too or found or [[]])[0], key=lambda row: row["seed"] or 0)
+
+
 def settings_by_mean(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
     """Finished rows together that differ in their seed only, best mean first, of what `winners_by` says; those without a value last."""
     groups: dict[str, list[Row]] = {}

@@ -31,9 +31,9 @@ from pfscale.studies.rows import (
     STOPPED,
     WINNER,
     Row,
+    best_settings,
     ranked,
     read_rows,
-    settings_by_mean,
     winners,
     without_seed,
 )
@@ -117,20 +117,15 @@ def run_sweep(plan: SweepPlan) -> SweepResult:
 
 
 def best_of(rows: Sequence[Row], plan: SweepPlan) -> list[Row]:
-    """The finished rows of the best settings, by the mean over their seeds, lowest seed first.
-
-    Of those that were repeated, where winners are: the best of single trainings is the luckiest. The control competes with the search and
-    does not win it.
+    """The finished rows of the best settings, lowest seed first; see `best_settings`.
 
     Raises:
         TrainingError: none has finished.
     """
-    sweep = plan.question.sweep
-    found = settings_by_mean([row for row in rows if row.group != CONTROL], sweep)
+    found = best_settings(rows, plan.question.sweep)
     if not found:
         raise TrainingError("no trial finished: every one diverged or was stopped", where=plan.name)
-    repeated_too = [same for same in found if any(row.group == WINNER for row in same)]
-    return sorted((repeated_too or found)[0], key=lambda row: row["seed"] or 0)
+    return found
 
 
 def _run_all(plan: SweepPlan, folder: Path, parent_run: str) -> None:

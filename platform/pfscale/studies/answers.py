@@ -102,10 +102,8 @@ def search(plan: SweepPlan, rows: Sequence[Row]) -> Answer:
     own, control = (row.metrics.get(sweep.metric, math.nan) if row is not None else math.nan for row in arms_best)
     if arms_best[1] is not None:
         flops = {group: sum(flops_of(plan, row) for row in rows if row.group == group) for group in ("", CONTROL)}
-        sentences.append(
-            f"best single trial of the search {own:.4g}; of random search with {flops[CONTROL] / max(flops[''], 1):.2f} times the operations "
-            f"{control:.4g}"
-        )
+        times = f"{flops[CONTROL] / max(flops[''], 1):.2f} times the operations"
+        sentences.append(f"best single trial of the search {own:.4g}; of random search with {times} {control:.4g}")
     for settings, values in _winners(plan, rows):
         sentences.append(f"{settings}: {np.mean(values):.4g} ± {np.std(values, ddof=1):.2g} over {len(values)} seeds")
     return Answer(tuple(sentences), numbers, figures)

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from pfscale.config import load_config
 from pfscale.errors import ConfigError
 from pfscale.studies import answers
+from pfscale.studies.compute import flops_of
 from pfscale.studies.config import Draw, SweepConfig, draws, load_question, repeated
 from pfscale.studies.ladder import climb
 from pfscale.studies.multiplier import Curve, curve_of, data_multiplier, events_needed, monotone, multiplier_curve
 from pfscale.studies.rows import CONTROL, INVALID, STOPPED, WINNER, Row, find_row, key_of, missing, read_rows, winners, write_row
 from pfscale.studies.sweep import _control_draws, _further_seeds, best_of
-from pfscale.studies.trial import Trial, TrialPlan, ended_mark, stop_mark, write_stopped
+from pfscale.studies.trial import Trial, TrialPlan, stop_mark, write_stopped
 from pfscale.tracking.runs import jsonable
 from pfscale.training.finetune import FinetuneConfig
 from pfscale.training.progress import EVALUATIONS, forget_evaluations, read_evaluations, write_evaluation
@@ -103,8 +104,14 @@ def test_settings_with_seeds_win_by_their_mean() -> None:
         question=SimpleNamespace(sweep=asked), trials=[SimpleNamespace(launch=SimpleNamespace(config=SimpleNamespace(seed=1)))], name=""
     )
     assert [draw.values for draw in _further_seeds(plan, own)] == [{"rate": 2.0, "seed": 3}, {"rate": 1.0, "seed": 3}]
-    repeated_too = [*own, row(2.0, 3, 0.7, WINNER), row(1.0, 3, 0.2, WINNER), row(4.0, 1, 0.01)]
+    repeated_too = [*own, row(2.0, 3, 0.7, WINNER), row(1.0, 3, 0.2, WINNER)]
     assert [(r["rate"], r["seed"]) for r in best_of(repeated_too, plan)] == [(1.0, 1), (1.0, 2), (1.0, 3)]
+    diverged = replace(row(2.0, 3, 0.0), status="diverged", metrics={})
+    assert [[r["rate"] for r in same] for same in winners([*own, diverged], asked)] == [[1.0, 1.0], [2.0, 2.0]]
+    assert [draw.values for draw in _further_seeds(plan, [*own, diverged])] == [{"rate": 1.0, "seed": 3}, {"rate": 2.0, "seed": 4}]
+    enough = asked.model_copy(update={"winner_seeds": 2})
+    plan.question.sweep = enough
+    assert [r["rate"] for r in best_of(own, plan)] == [2.0, 2.0]  # though nothing had to be repeated
 
 
 def test_a_control_draws_from_all_of_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,11 +214,14 @@ def test_what_a_search_draws_and_is_no_config_is_a_result(tmp_path: Path) -> Non
     row = find_row(trial.plan.folder, trial.settings, "")
     assert row is not None
     assert row.status == INVALID
-    assert ended_mark(trial.plan.folder, "t1").exists()
-    trial.own_id = "t2"
-    assert trial.step()["done"]  # drawn again: it counts, and is the same row
-    assert ended_mark(trial.plan.folder, "t2").exists()
+    assert "num_heads (3) must divide" in row.note
+    assert flops_of(SimpleNamespace(), row) == 0.0  # type: ignore[arg-type]
+    assert trial.step()["done"]  # drawn again: the same row
     assert len(read_rows(trial.plan.folder)) == 1
+    trial.settings = {"model.num_heads": 5}
+    trial.plan.question.base.write_text("model: {widht: 16}")
+    with pytest.raises(ConfigError, match="widht"):  # the base is at fault, not the draw
+        trial.step()
 
 
 def test_a_stopped_trial_whose_process_is_gone_leaves_a_row(tmp_path: Path, make_shards: Callable[..., Path], empty_store: str) -> None:
@@ -276,6 +286,8 @@ def test_where_a_curve_ends_there_is_a_bound() -> None:
     assert behind.bound == behind.low_bound == "at most"
     assert str(behind).startswith("at most 0.01 [at most 0.01")
     assert data_multiplier(law(30.0), law(150.0), at=5.0).bound == "none"
+    flat = Curve(SIZES[:2], (np.array([0.3]), np.array([0.3])))
+    assert data_multiplier(flat, Curve(SIZES[:2], (np.array([0.4]), np.array([0.25])))).bound == "at least"
 
 
 def test_fine_tuning_that_falls_behind_gives_less_than_one() -> None:

@@ -12,6 +12,8 @@ _PER_ELEMENT: dict[tuple[str, str], float] = {}  # by sweep and settings
 
 def flops_of(plan: SweepPlan, row: Row) -> float:
     """Of all its steps, by formula."""
+    if not row.elements:
+        return 0.0
     return row.elements * _per_element(plan, Draw(tuple(row.settings.items())))
 
 

@@ -107,7 +107,7 @@ def monotone(values: Floats) -> Floats:
 def events_needed(sizes: Floats, values: Floats, at: float) -> float:
     """The number of events at which a falling curve reaches `at`; 0 where it is below from the start, infinity where it never does."""
     falling = monotone(values)
-    if falling[0] < at:
+    if falling[0] < at or (falling[0] == falling[-1] == at and len(sizes) > 1):  # a flat curve may have begun earlier
         return 0.0
     if falling[-1] > at:
         return float("inf")

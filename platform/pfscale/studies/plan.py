@@ -207,7 +207,7 @@ def _require_metric(question: Question, launches: Sequence[Launch | HeadLaunch])
 
 
 def _require_in_time(question: Question, launches: Sequence[Launch | HeadLaunch]) -> None:
-    """Checks that evaluations come in time for the scheduler, and that each of them has the metric.
+    """Checks that evaluations come in time for asha, and that each of them has the metric.
 
     Raises:
         ConfigError: a trial ends before it could be stopped, or its best evaluation need not have the metric.
@@ -223,7 +223,8 @@ def _require_in_time(question: Question, launches: Sequence[Launch | HeadLaunch]
                 raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
     if isinstance(sweep.scheduler, AshaScheduler):
         for config in trained:
-            first = max(sweep.scheduler.grace_steps, config.optimisation.evaluate_every)
+            every = config.optimisation.evaluate_every
+            first = math.ceil(sweep.scheduler.grace_steps / every) * every
             if first >= config.optimisation.num_steps:
                 what = f"trials of {config.optimisation.num_steps} steps end before asha can stop them, after {first}"
                 raise ConfigError(what, where=question.name, hint="smaller scheduler.grace_steps and optimisation.evaluate_every")

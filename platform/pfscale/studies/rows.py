@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -39,6 +39,7 @@ class Row:
         training_seconds: in optimizer steps and waiting for their data, of all attempts.
         ended: seconds since 1970.
         group: what arm of the sweep it belongs to: "" or "control", or "winner".
+        note: why it is invalid.
         member: of a population, whose settings change on the way, so that two may end with the same ones; empty: no population.
     """
 
@@ -55,6 +56,7 @@ class Row:
     training_seconds: float = 0.0
     ended: float = 0.0
     group: str = ""
+    note: str = ""
     member: str = ""
 
     @property
@@ -81,35 +83,44 @@ def ranked(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
 def winners(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
     """The settings that are repeated with further seeds, each with the rows that it has: the best by the mean over their seeds, or the best
     of every combination of the values of `winners_of`."""
+    own = [row for row in rows if row.group not in (WINNER, CONTROL) and (row.elements or row.status != FINISHED)]
     cells: dict[tuple[Any, ...], list[list[Row]]] = {}
-    for same in settings_by_mean([row for row in rows if row.group not in (WINNER, CONTROL) and row.elements], sweep):
+    for same in settings_by_mean(own, sweep):
         cells.setdefault(tuple(same[0][key] for key in sweep.winners_of), []).append(same)
     return [same for found in cells.values() for same in found[: sweep.winners]]
 
 
-def best_settings(rows: Iterable[Row], sweep: SweepConfig) -> list[Row]:
+def best_settings(rows: Sequence[Row], sweep: SweepConfig) -> list[Row]:
     """The finished rows of the best settings, by the mean over their seeds, lowest seed first; nothing where none has finished.
 
-    Of those that were repeated, where winners are: the best of single trainings is the luckiest. The control competes with the search and
+    Of those that won, where winners are repeated: the best of single trainings is the luckiest. The control competes with the search and
     does not win it.
     """
     found = settings_by_mean([row for row in rows if row.group != CONTROL], sweep)
-    repeated_too = [same for same in found if any(row.group == WINNER for row in same)]
-    return sorted((repeated_too or found or [[]])[0], key=lambda row: row["seed"] or 0)
+    won = {key_of(without_seed(same[0])) for same in winners(rows, sweep)} if sweep.winners else set()
+    of_winners = [same for same in found if key_of(without_seed(same[0])) in won]
+    return sorted((of_winners or found or [[]])[0], key=lambda row: row["seed"] or 0)
 
 
 def settings_by_mean(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
-    """Finished rows together that differ in their seed only, best mean first, of what `winners_by` says; those without a value last."""
+    """Finished rows together that differ in their seed only, best mean first, of what `winners_by` says.
+
+    Those with a seed that diverged or was stopped come after those without, those without a value last.
+    """
     groups: dict[str, list[Row]] = {}
+    failed: set[str] = set()
     for row in ranked(rows, sweep):
+        key = key_of(without_seed(row))
         if row.status == FINISHED:
-            groups.setdefault(key_of(without_seed(row)), []).append(row)
+            groups.setdefault(key, []).append(row)
+        else:
+            failed.add(key)
     is_loss = sweep.winners_by == "validation_loss"
     metric, sign = ("validation_loss", 1.0) if is_loss else (sweep.metric, 1.0 if sweep.mode == "min" else -1.0)
 
-    def order(same: list[Row]) -> float:
+    def order(same: list[Row]) -> tuple[bool, float]:
         mean = sum(row.metrics.get(metric, math.nan) for row in same) / len(same)
-        return sign * mean if math.isfinite(mean) else math.inf
+        return key_of(without_seed(same[0])) in failed, sign * mean if math.isfinite(mean) else math.inf
 
     return sorted(groups.values(), key=order)
 

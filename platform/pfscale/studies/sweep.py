@@ -16,7 +16,7 @@ import yaml
 from rich.table import Table
 
 from pfscale.config import dump_yaml
-from pfscale.errors import TrainingError
+from pfscale.errors import ConfigError, TrainingError
 from pfscale.ray_cluster import ray_cluster
 from pfscale.report.style import Drawn
 from pfscale.studies.answers import ANSWERS
@@ -28,10 +28,12 @@ from pfscale.studies.rows import (
     CONTROL,
     DIVERGED,
     FINISHED,
+    INVALID,
     STOPPED,
     WINNER,
     Row,
     best_settings,
+    key_of,
     ranked,
     read_rows,
     winners,
@@ -148,7 +150,9 @@ def _further_seeds(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
     default = int(plan.trials[0].launch.config.seed)
     wanted = []
     for same in winners(rows, sweep):
-        last = max(int(row["seed"] or default) for row in same)
+        key = key_of(without_seed(same[0]))
+        tried = [row for row in rows if row.group not in (WINNER, CONTROL) and key_of(without_seed(row)) == key]
+        last = max(int(row["seed"] or default) for row in tried)  # a seed that diverged would do so again
         count = max(0, sweep.winner_seeds - len(same))
         wanted += repeated(Draw(tuple(without_seed(same[0]).items())), first_seed=last + 1, count=count)
     return wanted
@@ -162,7 +166,10 @@ def _control_draws(plan: SweepPlan, rows: Sequence[Row]) -> list[Draw]:
     found = draws(sweep.model_copy(update={"num_samples": count, "search": "random", "search_seed": sweep.search_seed + 1}))
     wanted: list[Draw] = []
     for position in np.random.default_rng(sweep.search_seed).permutation(len(found)):
-        left -= flops_of_draw(plan, found[position])
+        try:
+            left -= flops_of_draw(plan, found[position])
+        except ConfigError:  # nobody has looked at so many draws before
+            continue
         if wanted and left < 0:
             break
         wanted.append(found[position])
@@ -193,7 +200,7 @@ def _log_result(result: SweepResult, logger: RunLogger) -> None:
         (result.folder / f"{name}.json").write_text(json.dumps(jsonable(numbers), indent=1))
         logger.log_figure(figure, f"figures/{name}.png")
         logger.log_json(numbers, f"figures/{name}.json")
-    counts = {status: sum(row.status == status for row in result.rows) for status in (FINISHED, STOPPED, DIVERGED)}
+    counts = {status: sum(row.status == status for row in result.rows) for status in (FINISHED, STOPPED, DIVERGED, INVALID)}
     logger.log_metrics({f"trials_{status}": float(count) for status, count in counts.items()}, step=0)
     best = _best_config(result)
     (result.folder / BEST_CONFIG).write_text(best)

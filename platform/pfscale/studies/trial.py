@@ -7,6 +7,7 @@ A large one starts Ray Train workers as always; the trial then only watches its 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -23,7 +24,7 @@ from ray import tune
 
 from pfscale.config import Config
 from pfscale.errors import ConfigError, DivergedError, InProgressError, StoppedError
-from pfscale.studies.config import Draw, Question
+from pfscale.studies.config import Draw, Question, draws
 from pfscale.studies.measure import measure_on_test
 from pfscale.studies.rows import DIVERGED, FINISHED, INVALID, STOPPED, Row, Status, find_row, write_row
 from pfscale.tracking.records import PART_OF_TAG
@@ -31,8 +32,10 @@ from pfscale.training.checkpoint import STATE, read_state
 from pfscale.training.progress import read_evaluations
 from pfscale.training.run import Run
 from pfscale.training.session import STOP
+from pfscale.training.storage import claimed
 from pfscale.training.verbs import find_verb
 
+_log = logging.getLogger(__name__)
 DRAW = "draw"  # the one key of Tune's space where draws are made beforehand
 _POLL_SECONDS = 0.1
 _PEDIGREE = "pedigree.json"  # of a member of a population, in its checkpoint
@@ -70,6 +73,16 @@ class TrialPlan:
     def draws_on_the_way(self) -> bool:
         """Whether a sampler draws by what was found so far: it may draw twice, or what is no config."""
         return not self.group and self.question.sweep.search == "optuna"
+
+    def require_base(self) -> None:
+        """Returns where a draw that was looked at beforehand still gives a config: another draw that gives none is then at fault itself.
+
+        Raises:
+            ConfigError: it is not: the base config has changed, or cannot be read here; or no sampler draws in this sweep.
+        """
+        if not self.draws_on_the_way:
+            raise ConfigError("the config of a trial has changed since the sweep began", where=str(self.question.base))
+        self.config(draws(self.question.sweep)[0].values)
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """One trial's, from what Tune gives it."""
@@ -113,20 +126,25 @@ class Trial(tune.Trainable):
                 return self._repeated(row)
             try:
                 return self._next()
-            except InProgressError:  # of another trial, for which the same was drawn
-                self.training = None
+            except InProgressError:
+                if not self.plan.draws_on_the_way:
+                    raise
+                self.training = None  # it is another trial's, for which the same was drawn: its row will be there
                 time.sleep(_WAIT_SECONDS)
 
     def _next(self) -> dict[str, Any]:
         """The next evaluation of the training, or its end."""
         try:
             training = self._started()
-        except ConfigError:
-            if not self.plan.draws_on_the_way:
-                raise
-            write_row(self.plan.folder, Row(settings=self.settings, status=INVALID, run_id="", model="", metrics={}, ended=time.time()))
+        except ConfigError as error:
+            self.plan.require_base()
+            _log.warning("what the search drew is no config and counts as the worst: %s", error)
+            row = Row(settings=self.settings, status=INVALID, run_id="", model="", metrics={}, ended=time.time(), note=str(error))
+            write_row(self.plan.folder, row)
             return self._over({"step": 0.0})
         while True:
+            if isinstance(training.error, InProgressError):
+                raise training.error
             is_over = not training.thread.is_alive()  # asked first: what it wrote last is then read
             found = next((values for values in read_evaluations(training.folder) if values["step"] > self.last_step), None)
             if found is not None:
@@ -154,9 +172,6 @@ class Trial(tune.Trainable):
 
     def _over(self, values: dict[str, float]) -> dict[str, Any]:
         """The last report."""
-        mark = ended_mark(self.plan.folder, self.own_id)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
         return self._reported(values) | {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -193,6 +208,9 @@ class Trial(tune.Trainable):
             name = f"pbt-{self.own_id.replace('_', '-')}-{self.takeovers}" if self.plan.is_population else ""
             config = self.plan.config(self.settings, name=name)
             torch.set_num_threads(max(1, config.run.threads_per_worker))  # type: ignore[attr-defined]
+            if self.plan.draws_on_the_way:
+                with claimed(_Attempts(self.plan.question.sweep.verb, config).folder):
+                    pass  # else it is another trial's, and so are the evaluations there
             self.training = _Training(self.plan.question.sweep.verb, config, begin_from=self.inherited)
         return self.training
 
@@ -222,13 +240,12 @@ class Trial(tune.Trainable):
         if training is None or training.has_ended:
             return
         ended_early = training.stop()
-        if not stop_mark(self.plan.folder, self.own_id).exists():
+        if not stop_mark(self.plan.folder, self.own_id).exists() or isinstance(training.error, InProgressError):
             return
         if not ended_early:  # it was faster than the word of its end
             self._end(training)
             return
         self._write(STOPPED)
-        self._over({})
         training.tag({"pfscale.stopped_by": self.plan.question.sweep.scheduler.kind})
 
     def _write(
@@ -257,9 +274,6 @@ def write_stopped(plan: TrialPlan, drawn: Mapping[str, Any], trial_id: str) -> N
         return
     config = plan.config(settings)
     write_row(plan.folder, _row_of(_Attempts(plan.question.sweep.verb, config), plan, settings, STOPPED))
-    mark = ended_mark(plan.folder, trial_id)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
 
 
 def _row_of(training: _Attempts, plan: TrialPlan, settings: Mapping[str, Any], status: Status) -> Row:
@@ -277,11 +291,6 @@ def _row_of(training: _Attempts, plan: TrialPlan, settings: Mapping[str, Any], s
         ended=time.time(),
         group=plan.group,
     )
-
-
-def ended_mark(folder: Path, trial_id: str) -> Path:
-    """The file that says that a trial has ended with a row, its own or that of another trial with the same draw."""
-    return folder / "ended" / trial_id
 
 
 def stop_mark(folder: Path, trial_id: str) -> Path:

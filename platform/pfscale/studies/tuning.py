@@ -21,6 +21,7 @@ from pfscale.studies.rows import Row, missing, read_rows
 from pfscale.studies.trial import DRAW, Trial, TrialPlan, write_stopped
 
 _log = logging.getLogger(__name__)
+_SEARCHED = "searched"  # file that says that all trials of a search have ended
 
 
 def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], group: str = "", *, name: str = "own") -> list[Row]:
@@ -49,7 +50,7 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
         group=group,
     )
     todo = missing(wanted, read_rows(folder), group)
-    tuner = _tuner(plan, trial_plan, folder / "tune" / (group or name), todo, num_left)
+    tuner = _tuner(plan, trial_plan, folder / "tune" / (group or name), todo)
     with _graceful_stop() as asked_by:
         results = tuner.fit()
     for result in results:
@@ -58,6 +59,8 @@ def run_arm(plan: SweepPlan, folder: Path, parent_run: str, wanted: list[Draw], 
         told = "; ".join(sorted({str(error).strip().splitlines()[-1] for error in results.errors}))
         hint = "the same command tries them again; what is complete is kept"
         raise TrainingError(f"{len(results.errors)} of {len(wanted)} trials failed: {told}", where=plan.name, hint=hint)
+    if _adapts(plan, group) and not asked_by and len(results) >= plan.question.sweep.num_samples:
+        (folder / _SEARCHED).touch()
     rows = read_rows(folder)
     if num_left := _num_left(plan, wanted, folder, group):
         count = _num_wanted(plan, wanted, group)
@@ -79,8 +82,8 @@ def _num_wanted(plan: SweepPlan, wanted: list[Draw], group: str) -> int:
 def _num_left(plan: SweepPlan, wanted: list[Draw], folder: Path, group: str) -> int:
     """Trials that have not ended: draws without a row, or as many as are missing where draws are made or changed on the way."""
     rows = [row for row in read_rows(folder) if row.group == group]
-    if _adapts(plan, group):  # which may draw the same twice
-        return max(0, _num_wanted(plan, wanted, group) - max(len(rows), len(list((folder / "ended").glob("*")))))
+    if _adapts(plan, group):  # which may draw the same twice, so that rows do not count its trials
+        return 0 if (folder / _SEARCHED).exists() else max(1, _num_wanted(plan, wanted, group) - len(rows))
     if not group and plan.question.sweep.scheduler.kind == "pbt":
         return max(0, len(wanted) - len(rows))
     return len(missing(wanted, rows, group))
@@ -119,7 +122,7 @@ def _cache(plan: SweepPlan) -> list[str]:
     return [f"data.cache={tempfile.gettempdir()}/pfscale-events-{getpass.getuser()}"]
 
 
-def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw], num_left: int) -> Any:
+def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]) -> Any:
     """A Ray Tune experiment: anew, or where it was, if its search or scheduler has learned something."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # rows and MLflow say it all
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
@@ -147,7 +150,7 @@ def _tuner(plan: SweepPlan, trial_plan: TrialPlan, place: Path, todo: list[Draw]
             mode=sweep.mode if learns else None,
             search_alg=OptunaSearch(seed=sweep.search_seed) if adapts else None,
             scheduler=scheduler,
-            num_samples=num_left if adapts else 1,
+            num_samples=sweep.num_samples if adapts else 1,
             max_concurrent_trials=plan.concurrency,
             reuse_actors=True,
         ),

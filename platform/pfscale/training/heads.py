@@ -197,10 +197,12 @@ def train_head(training: HeadTraining, session: LocalSession, folder: Path, logg
     begun, logged, resumed_from, before = time.monotonic(), 0.0, state.step, state.elements
     batches = _batches(training, state.place)
     while state.step < optimisation.num_steps:
+        begin = time.monotonic()
         members, following = next(batches)
         batch = training.train.batch(members).to(training.device)
         torch.manual_seed(training.seed * 1_000_003 + state.step)
         loss = _step(engine, batch, state.step, optimisation)
+        state.seconds += time.monotonic() - begin
         state.step, state.place = state.step + 1, following
         state.events += len(members)
         state.elements += int(batch.sets.mask_BN.sum())

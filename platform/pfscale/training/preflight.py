@@ -52,7 +52,8 @@ def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, lengths: NDAr
         lengths: (E,) elements of the data set's events.
     """
     longest = int(lengths.max())
-    window = min(config.data.window_events, config.data.num_events or len(lengths), len(lengths))
+    num_events = min(config.data.num_events or len(lengths), len(lengths))
+    window = num_events / max(1, round(num_events / config.data.window_events))  # as they are cut
     num_parameters, num_workers = count_from(model), max(1, config.run.num_workers)
     has_average = config.optimisation.ema_decay > 0
     zero_stage = config.engine.zero_stage if isinstance(config.engine, DeepSpeedEngineConfig) else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pfscale.tracking.registry import ModelVersion
 from pfscale.tracking.runs import Tracker
 from pfscale.training.run import Run
 
+_log = logging.getLogger(__name__)
 RECORD, LOCK, WORKERS = "run.json", ".lock", ".workers"
 _RAYS_RECORD = "checkpoint_manager_snapshot.json"  # which checkpoints are committed; Ray writes it in place, so a kill may tear it
 _KEPT_RECORD = ".committed.json"  # in the run's folder: its last whole state
@@ -88,13 +91,20 @@ def wait_for_workers(folder: Path, *, patience: float = 60.0) -> None:
 
 def keep_record(folder: Path) -> None:
     """Keeps a copy of Ray's record of the run's checkpoints, where it is whole and has changed."""
-    text = _whole_record(folder.parent / f"{folder.name}-train" / _RAYS_RECORD)
-    kept = folder / _KEPT_RECORD
-    if text is None or (kept.is_file() and kept.read_text() == text):
-        return
-    draft = folder / f"{_KEPT_RECORD}.draft"
-    draft.write_text(text)
-    draft.replace(kept)
+    kept, draft = folder / _KEPT_RECORD, folder / f"{_KEPT_RECORD}.draft"
+    try:
+        text = _whole_record(folder.parent / f"{folder.name}-train" / _RAYS_RECORD)
+        if text is None or (kept.is_file() and kept.read_text() == text):
+            return
+        draft.write_text(text)
+        draft.replace(kept)
+    except OSError as error:  # the training itself goes on
+        _warn_once(str(folder), f"the record of its checkpoints is not copied: {error.strerror}")
+
+
+@functools.cache
+def _warn_once(folder: str, text: str) -> None:
+    _log.warning("%s: %s", folder, text)
 
 
 def mend_record(folder: Path) -> None:
@@ -115,8 +125,8 @@ def mend_record(folder: Path) -> None:
     there = [(result, index) for result, index in pairs if (of_workers / result["checkpoint_dir_name"]).is_dir()]
     if not there:
         if any(of_workers.glob("checkpoint_*/")):
-            hint = "to start afresh, delete that folder"
-            raise TrainingError("its record of complete checkpoints was torn by a kill, and there is no copy", where=str(record), hint=hint)
+            what = "the record of complete checkpoints was torn by a kill, and no copy of it names one that is there"
+            raise TrainingError(what, where=str(record), hint="to start afresh, delete its folder")
         record.unlink()  # killed at its first checkpoint
         return
     results = [result for result, _ in there]

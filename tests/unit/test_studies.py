@@ -195,9 +195,9 @@ def test_rows_are_found_again_whatever_the_order_of_settings(tmp_path: Path) -> 
 
 
 def optuna_plan(tmp_path: Path, **base: object) -> TrialPlan:
-    """Of a search of the number of heads, which does not fit every width."""
+    """Of a search of the number of heads."""
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"run": {"storage": str(tmp_path / "runs"), "num_workers": 0}, **base}))
-    asked = sweep(verb="pretrain", search="optuna", space={"model.num_heads": {"choice": [2, 3]}})
+    asked = sweep(verb="pretrain", search="optuna", space={"model.num_heads": {"choice": [2, 4]}})
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(asked.model_dump(mode="json", exclude_defaults=True)))
     question = load_question(tmp_path / "sweep.yaml")
     return TrialPlan(question, tmp_path / "sweep", tmp_path, run=(), tags={}, parent_run="")

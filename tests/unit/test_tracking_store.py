@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,18 @@ def test_looking_does_not_create_a_database(tmp_path: Path) -> None:
     with pytest.raises(TrackingError):
         require_store(f"sqlite:///{tmp_path}/typo.db", create=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_database_that_a_kill_left_in_the_middle_of_a_change_is_mended(empty_store: str) -> None:
+    """Would catch a run that can never go on, because its driver was killed while MLflow wrote."""
+    path = Path(empty_store.removeprefix("sqlite:///"))
+    script = "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA cache_size = 1'); c.execute('BEGIN'); "
+    script += "[c.execute('INSERT INTO tags VALUES (?, ?, ?)', (f'key{i}', 'x' * 500, 'no run')) for i in range(2000)]; os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == 9
+    assert path.with_name(f"{path.name}-journal").stat().st_size > 0
+    require_store(empty_store, create=False)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM tags").fetchone() == (0,)
 
 
 def test_two_processes_may_connect_to_a_fresh_database_at_once(tmp_path: Path) -> None:

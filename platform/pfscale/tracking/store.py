@@ -157,7 +157,9 @@ def _num_tables(path: Path) -> int:
     try:
         if not path.exists() or path.stat().st_size == 0:
             return 0
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        # Where it may be written: what a killed process has left in the middle of a change must be undone before anything can be read.
+        mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection:
             return int(connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0])
     except (sqlite3.Error, OSError) as error:
         raise TrackingError(f"not a usable SQLite database ({error})", where=str(path), hint=OTHER_FILE) from None

@@ -204,6 +204,31 @@ def test_metrics_that_nobody_reports_are_refused(make_shards: Shards, run_config
         plan_sweep(load_question(file))
 
 
+def test_keys_that_fit_together_only_may_be_searched_together(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches a ladder of sizes that is refused because a width of one does not fit the heads of another."""
+    space = {"model.width, model.num_heads": {"grid_search": [[16, 2], [9, 3]]}}
+    assert set(plan_sweep(load_question(written(tmp_path, config(make_shards(), run_config), space=space))).varied) == {
+        "model.width",
+        "model.num_heads",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "sweep", "text"),
+    [
+        ({}, {"scheduler": {"kind": "asha", "grace_steps": 23}}, "end before asha can stop them, after 24"),
+        ({"physics_every": 16}, {"metric": "validation_met_resolution"}, "not every evaluation"),
+        ({"physics_every": 8, "num_steps": 20}, {"metric": "validation_met_resolution"}, "not every evaluation"),
+    ],
+)
+def test_evaluations_that_come_too_late_are_told(
+    make_shards: Shards, run_config: RunConfig, tmp_path: Path, changes: dict[str, object], sweep: dict[str, object], text: str
+) -> None:
+    """Catches a scheduler that never acts, and trials that count as the worst because nobody looked at them when they were best."""
+    with pytest.raises(ConfigError, match=text):
+        plan_sweep(load_question(written(tmp_path, config(make_shards(), run_config, **changes), **sweep)))
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [pytest.param(signal.SIGTERM, 143, id="SIGTERM"), pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow)],

@@ -146,6 +146,8 @@ def test_a_control_draws_from_all_of_the_space(monkeypatch: pytest.MonkeyPatch) 
         ({"control": True}, "needs search: optuna or a scheduler"),
         ({"winners_of": ["mode"]}, "use winners: 1"),
         ({"winners": 1, "winners_of": ["model.size"]}, "model.size is not in the space"),
+        ({"repeat": 2, "space": {"seed": {"grid_search": [1, 2]}}}, "use one of them"),
+        ({"answer": "transfer", "verb": "pretrain"}, "goes with verb: finetune"),
         ({"search": "optuna", "repeat": 2, "space": {"seed": {"randint": [1, 9]}}}, "repeat has no meaning"),
         ({"search": "random", "scheduler": "pbt", "space": {"a": {"grid_search": [1]}, "b": {"randint": [1, 9]}}}, "without grid_search"),
         ({"winners": 1, "answer": "transfer", "metric": "test/met_resolution", "test": {}}, "use winners_by: validation_loss"),

@@ -125,6 +125,10 @@ class SweepConfig(Config):
             raise ValueError("search: optuna draws every key alone")
         if self.search == "optuna" and self.repeat > 1:
             raise ValueError("search: optuna makes every draw anew, so repeat has no meaning: use winners and winner_seeds")
+        if self.repeat > 1 and any("seed" in names_of(key) for part in self.space for key in part):
+            raise ValueError("repeat gives seeds to draws, but space has seed: use one of them")
+        if self.answer == "transfer" and self.verb != "finetune":
+            raise ValueError("answer: transfer compares ways of transfer: it goes with verb: finetune")
         if self.scheduler.kind == "pbt":
             is_one = len(self.space) == 1 and not any(_name_of(value) == GRID or "," in key for key, value in self.space[0].items())
             if self.search != "random" or not is_one:

@@ -164,7 +164,8 @@ def concurrency_of(plan: SweepPlan) -> int:
 def _duration(hours: float) -> str:
     if math.isnan(hours):
         return "unknown"
-    return f"{hours:.1f} hours" if hours >= 1.5 else f"{max(1, round(hours * 60))} minutes"
+    minutes = max(1, round(hours * 60))
+    return f"{hours:.1f} hours" if hours >= 1.5 else f"{minutes} minute{'s' * (minutes != 1)}"
 
 
 def _require_valid(question: Question, found: Sequence[Draw]) -> None:

@@ -381,7 +381,7 @@ def test_rerun_opens_no_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path(bad).write_text("no ROOT file")
     opened = []
     look = module.examine
-    monkeypatch.setattr(module, "examine", lambda path, *rest: opened.append(path) or look(path, *rest))
+    monkeypatch.setattr(module, "examine", lambda path, detector: opened.append(path) or look(path, detector))
     first = ingest(files, detector="idea", output=out, rows_per_shard=4)
     assert ingest(files, detector="idea", output=out, rows_per_shard=4) == first
     assert opened == []

@@ -28,7 +28,7 @@ from pfscale.tasks.reconstruction import ReconstructionConfig, loss_terms
 from pfscale.training.batches import LEARNING_COLUMNS, Place, training_steps
 from pfscale.training.config import DataConfig, DeepSpeedEngineConfig, OptimisationConfig
 from pfscale.training.engine import make_engine
-from pfscale.training.meter import peak_memory_mb
+from pfscale.training.memory import peak_memory_mb
 from pfscale.training.module import TaskModule
 from pfscale.training.pretrain import PretrainConfig, pretrain
 from pfscale.training.session import Alone

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from pfscale.training import launch
 from pfscale.training.config import DeepSpeedEngineConfig, OptimisationConfig, resolved
 from pfscale.training.engine import learning_rate, optimizer_for, update_average
 from pfscale.training.launch import own_error
+from pfscale.training.memory import FreedMemory, resident_memory_mb
 from pfscale.training.meter import DATA, EVALUATION, WORK, Meter
 from pfscale.training.pretrain import PretrainConfig
 from pfscale.training.session import STOP, Alone, Wish
@@ -161,6 +163,30 @@ def test_the_meters_shares_and_rates_are_those_of_its_times() -> None:
     assert (found["data_share"], found["evaluation_share"]) == pytest.approx((1 / 8, 1 / 2))
     assert found["mfu"] == pytest.approx(training_flops(model, [10, 30]) / 2 / 3.0 / meter.matrix_rate)
     assert found["peak_memory_mb"] > 50
+    meter.count([20])
+    meter.seconds[WORK] += 1.0
+    found = meter.metrics()
+    assert (found["elements_per_second"], found["recent_elements_per_second"]) == pytest.approx((12, 20))
+
+
+def test_what_was_freed_is_given_back_once_memory_has_doubled() -> None:
+    """Catches a heap that only grows, and page faults that every step pays for."""
+    freed = FreedMemory()
+    if freed._trim is None:
+        pytest.skip("this C library cannot give memory back")
+    blocks = [np.ones(8000) for _ in range(4000)]  # 64 kB each: of the heap, not mapped one by one
+    del blocks[::2]
+    before = resident_memory_mb()
+    freed.give_back()
+    assert resident_memory_mb() < before - 60
+    calls: list[int] = []
+    freed._trim = calls.append
+    freed.give_back()
+    assert calls == []
+    freed._kept_mb = resident_memory_mb() / 2.1
+    freed.give_back()
+    assert calls == [0]
+    assert len(blocks) == 2000
 
 
 def test_a_frozen_encoder_has_no_backward_pass() -> None:

@@ -26,6 +26,7 @@ from pfscale.training.checkpoint import JET_IQR, JET_IQR_ERROR, Restored, Unlogg
 from pfscale.training.config import TrainingConfig
 from pfscale.training.engine import Weights, learning_rate, swapped, update_average
 from pfscale.training.guard import Guard, explained_memory
+from pfscale.training.memory import FreedMemory
 from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, Meter
 from pfscale.training.module import TaskModule
 from pfscale.training.progress import forget_evaluations, write_evaluation, write_progress
@@ -102,6 +103,7 @@ class _Training:
         self.index, self.train, self.validation = index, train, validation
         self.engine, self.state = restored.engine, restored.state
         self.best, self.averaged = restored.best, restored.averaged
+        self.freed = FreedMemory()
         self.meter = Meter(module.model, session, precision=self.config.precision)
         self.guard = Guard(
             self.config,
@@ -142,6 +144,7 @@ class _Training:
         if step % config.run.log_every == 0 or is_last:
             with self.meter.time(LOGGING):
                 self._log()
+                self.freed.give_back()
         if is_last or (step % config.optimisation.evaluate_every == 0 and not is_stopping):
             with self.meter.time(EVALUATION):
                 self._evaluate()
@@ -189,7 +192,7 @@ class _Training:
             resumed_from=self.resumed_from,
             loss=means["loss"],
             validation_loss=validation[-1][1] if validation else None,
-            elements_per_second=speed["elements_per_second"],
+            elements_per_second=speed["recent_elements_per_second"],
         )
 
     def _evaluate(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from pfscale.models.flops import measure_matrix_rate, training_flops
 from pfscale.models.mlpf import Mlpf
+from pfscale.training.memory import peak_memory_mb
 from pfscale.training.session import World
 
 WORK, DATA, EVALUATION, CHECKPOINT, LOGGING = "work", "data", "evaluation", "checkpoint", "logging"
@@ -30,6 +30,7 @@ class Meter:
         self.matrix_rate = measure_matrix_rate(world.device, dtype)
         self.seconds = dict.fromkeys((WORK, DATA, EVALUATION, CHECKPOINT, LOGGING), 0.0)
         self.elements, self.events, self.flops = 0, 0, 0.0
+        self._told = (0, 0.0)  # elements, seconds of training when the metrics were last asked for
 
     @contextmanager
     def time(self, purpose: str) -> Iterator[None]:
@@ -47,25 +48,18 @@ class Meter:
         self.flops += training_flops(self.model, lengths)
 
     def metrics(self) -> dict[str, float]:
-        """Rates over work and waiting for data; shares of all time since the start; memory in MB."""
+        """Rates over work and waiting for data, and shares of all time, since the start (`recent_`: since the last call); memory in MB."""
         training = max(self.seconds[WORK] + self.seconds[DATA], 1e-9)
+        recent = (self.elements - self._told[0]) / max(training - self._told[1], 1e-9)
+        self._told = (self.elements, training)
         total = max(sum(self.seconds.values()), 1e-9)
         shares = {f"{name}_share": self.seconds[name] / total for name in (DATA, EVALUATION, CHECKPOINT, LOGGING)}
         return {
             "elements_per_second": self.elements / training,
+            "recent_elements_per_second": recent,
             "events_per_second": self.events / training,
             "mfu": self.flops / self.world.world_size / max(self.seconds[WORK], 1e-9) / self.matrix_rate,
             "matrix_gflops": self.matrix_rate / 1e9,
             **shares,
             "peak_memory_mb": peak_memory_mb(self.world.device),
         }
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far: allocated on the accelerator, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    # Not getrusage: its maximum is inherited from the parent.
-    status = Path("/proc/self/status")
-    found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")] if status.is_file() else []
-    return int(found[0].split()[1]) * 1024 / 1e6 if found else float("nan")

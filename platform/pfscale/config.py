@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +26,7 @@ class Config(BaseModel):
     """Base of every config: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    where_keys_are: ClassVar[str] = "all keys with their defaults: pfscale config show pretrain (or finetune, ...)"
 
 
 class RunConfig(Config):
@@ -76,11 +77,14 @@ def _identity(config: Config) -> dict[str, Any]:
     return values
 
 
-def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
+def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = (), *, drawn: Collection[str] = ()) -> C:
     """The config of class `cls` from a YAML file (or the class defaults) with `key.path=value` overrides applied.
 
     A file may name one other file as `base:` (relative to itself) and then holds differences only; where `cls` has a field of that name, it
     is that field.
+
+    Args:
+        drawn: those of the overrides that come from a sweep's space: mistakes in them say so.
 
     Raises:
         ConfigError: lists every mistake at once, each with file:line, the closest known key and what is allowed.
@@ -91,16 +95,14 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
         values, origins = _load_yaml(Path(path), allow_base=True, is_field="base" in cls.model_fields)
     mistakes = [f"command line: '{text}' is not of the form key.path=value" for text in overrides if not _is_assignment(text)]
     for override in filter(_is_assignment, overrides):
-        _apply_override(values, origins, override)
+        _apply_override(values, origins, override, "space of the sweep" if override in drawn else "command line")
     try:
         config = cls.model_validate(_with_default_kinds(cls, values))
     except ValidationError as error:
         mistakes = [*_describe(cls, error, origins), *mistakes]
     if mistakes:
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the config"
-        raise ConfigError(
-            "\n  ".join([count, *mistakes]), hint="all keys with their defaults: pfscale config show pretrain (or finetune, ...)"
-        )
+        raise ConfigError("\n  ".join([count, *mistakes]), hint=cls.where_keys_are)
     return config
 
 
@@ -166,7 +168,7 @@ def _is_assignment(override: str) -> bool:
     return bool(key and equals)
 
 
-def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str) -> None:
+def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str, said: str) -> None:
     key, _, text = override.partition("=")
     path = tuple(key.split("."))
     try:
@@ -181,7 +183,7 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     if path[-1] == "kind" and node.get("kind", value) != value:
         node.clear()  # another kind has other fields
     node[path[-1]] = value
-    origins[path] = f"command line ({override})"
+    origins[path] = f"{said} ({override})"
 
 
 def _with_default_kinds(cls: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:

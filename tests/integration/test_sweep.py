@@ -162,7 +162,7 @@ def test_a_population_takes_over_what_is_better(make_shards: Shards, run_config:
     ("space", "text"),
     [
         ({"guard.window": {"grid_search": [10, 20]}}, "guard.window: 10 and 20 give the same training"),
-        ({"optimisation.lerning_rate": {"grid_search": [1e-3, 2e-3]}}, "did you mean 'learning_rate'"),
+        ({"optimisation.lerning_rate": {"grid_search": [1e-3, 2e-3]}}, r"space of the sweep.*did you mean 'learning_rate'"),
         ({"task.pt_weight": {"grid_search": [1.0, 2.0]}}, "not the same in trials with another task.pt_weight"),
     ],
 )
@@ -202,6 +202,17 @@ def test_metrics_that_nobody_reports_are_refused(make_shards: Shards, run_config
     file = written(tmp_path, config(make_shards(), run_config), metric="validation_lss")
     with pytest.raises(ConfigError, match="did you mean validation_loss"):
         plan_sweep(load_question(file))
+
+
+def test_winners_are_counted_before_anything_starts(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches nine winners of two settings, and a plan that keeps its later trials to itself."""
+    base = config(make_shards(), run_config)
+    with pytest.raises(ConfigError, match="3 winners of 2 settings"):
+        plan_sweep(load_question(written(tmp_path, base, winners=3)))
+    plan = plan_sweep(load_question(written(tmp_path, base, winners=1, winner_seeds=3)))
+    assert plan.num_repeats == 2
+    of_each = {"winners": 1, "winners_of": ["optimisation.learning_rate"]}
+    assert plan_sweep(load_question(written(tmp_path, base, **of_each))).num_repeats == 4
 
 
 def test_keys_that_fit_together_only_may_be_searched_together(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,35 @@ def test_a_refusal_is_an_error_at_once(empty_store: str) -> None:
     run.log_metrics({"loss": 1.0}, step=0)
     with pytest.raises(TrackingError):
         run.flush()
+
+
+def test_a_training_does_not_wait_for_a_slow_server(empty_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch workers that stand still while the first of them talks to MLflow, points that overtake each other, a refusal unheard."""
+    monkeypatch.setattr("pfscale.tracking.runs.FLUSH_SECONDS", -1.0)
+    run = connect(empty_store, "e").start_run("train", fingerprint="abc")
+    run.log_metrics({"loss": 0.0}, step=0)
+    run.flush()
+    answers, client = threading.Event(), run._client
+
+    class Slow:
+        def log_batch(self, *args: object, **kwargs: object) -> None:
+            assert answers.wait(30)
+            client.log_batch(*args, **kwargs)  # type: ignore[arg-type]
+
+    run.__dict__["_client"] = Slow()
+    for step in range(1, 6):
+        run.log_metrics({"loss": float(step)}, step=step)
+    assert len(run._points) == 5, "nothing is sent yet, and nobody has waited"
+    answers.set()
+    run.flush()
+    run.__dict__["_client"] = client
+    assert run.history("loss") == [(step, float(step)) for step in range(6)]
+    _with_flaky_client(run, failures=1, code="RESOURCE_DOES_NOT_EXIST")
+    run.log_metrics({"loss": 6.0}, step=6)
+    assert run._sender is not None
+    run._sender.join()
+    with pytest.raises(TrackingError):
+        run.log_metrics({"loss": 7.0}, step=7)
 
 
 def test_a_deleted_experiment_says_how_to_get_it_back(empty_store: str) -> None:

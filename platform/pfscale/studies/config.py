@@ -22,7 +22,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -69,6 +69,8 @@ class MeasuredEvents(Config):
 
 class SweepConfig(Config):
     """A question, and the trainings that answer it."""
+
+    where_keys_are: ClassVar[str] = "the keys of a sweep, with an example: platform/pfscale/studies/README.md"
 
     question: str = Field(..., min_length=1, description="what the sweep answers, in words")
     verb: Literal["pretrain", "finetune", "downstream"] = Field(..., description="what a trial does")
@@ -194,7 +196,9 @@ class Question:
         Raises:
             ConfigError: they do not fit together.
         """
-        return load_config(find_verb(self.sweep.verb).config_class, self.base, [*self.changes, *draw.overrides, *further])
+        return load_config(
+            find_verb(self.sweep.verb).config_class, self.base, [*self.changes, *draw.overrides, *further], drawn=draw.overrides
+        )
 
     def command(self, draw: Draw) -> str:
         """What repeats a trial, without passwords; like a trial it registers nothing."""

@@ -18,7 +18,7 @@ from pfscale.models.mlpf import Mlpf
 from pfscale.ray_cluster import is_running, ray_cluster, room_on_nodes
 from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.manifest import load_manifest
-from pfscale.studies.config import AshaScheduler, Draw, Question, draws, repeated
+from pfscale.studies.config import AshaScheduler, Draw, Question, SweepConfig, draws, repeated
 from pfscale.studies.effects import require_effects, step_seconds
 from pfscale.studies.head_effects import head_cost
 from pfscale.studies.measure import PAIRED, PREFIX, measured_sample
@@ -83,15 +83,22 @@ class SweepPlan:
     def hours(self) -> float:
         """Estimated, of wall time, as if the longest trials won; longer trials first would not be shorter than the longest."""
         sweep = self.question.sweep
-        cells: dict[tuple[Any, ...], float] = {}
+        cells: dict[str, float] = {}
         for trial in self.trials:
-            cell = tuple(trial.draw.values.get(key) for key in sweep.winners_of)
+            cell = _cell(trial.draw, sweep)
             cells[cell] = max(cells.get(cell, 0.0), trial.work)
         repeats = [work for work in cells.values() for _ in range(sweep.winners * (sweep.winner_seeds - 1))]
         own = [trial.work for trial in self.trials]
         control = own if sweep.control else []
         each = [work / self.work_per_second * _OTHER_WORK for work in (*own, *repeats, *control) if work]
         return max(sum(each) / self.concurrency, max(each, default=0.0)) / 3600
+
+    @property
+    def num_repeats(self) -> int:
+        """Trials of winners with further seeds; fewer where some have them already."""
+        sweep = self.question.sweep
+        cells = _settings([trial.draw for trial in self.trials if trial.num_steps], sweep)
+        return sum(min(sweep.winners, len(settings)) for settings in cells.values()) * (sweep.winner_seeds - 1)
 
     def table(self) -> Table:
         """What is printed before anything starts."""
@@ -107,7 +114,11 @@ class SweepPlan:
                 f"{sweep.num_samples if sweep.search == 'optuna' else len(self.trials)} of {sweep.verb}, {self.concurrency} at once",
             ),
             *([("then", "plain random search with as many operations")] if sweep.control else []),
-            *([("then", f"the best{of}, with {sweep.winner_seeds} seeds")] if sweep.winners else []),
+            *(
+                [("then", f"the best{of}, with {sweep.winner_seeds} seeds: up to {self.num_repeats} further trials")]
+                if sweep.winners
+                else []
+            ),
             ("searched", ", ".join(self.varied) or "nothing"),
             ("how", f"{sweep.search}" + (f", stopped early by {kind}" if kind != "none" else "")),
             ("compared by", f"{sweep.metric} ({'lower' if sweep.mode == 'min' else 'higher'} is better)"),
@@ -136,6 +147,7 @@ def plan_sweep(question: Question) -> SweepPlan:
     _require_metric(question, [launch for launch, _ in launches])
     _require_in_time(question, [launch for launch, _ in launches])
     _require_fair(question, wanted)
+    _require_winners(question, wanted)
     if sweep.test is not None:
         measured_sample(sweep.test, launches[0][0].config.data.shards)
     varied = [tried.key for tried in require_effects(question, wanted)]
@@ -257,6 +269,33 @@ def _require_fair(question: Question, found: Sequence[Draw]) -> None:
         what = f"{losses[0]} is not the same in trials with another {', '.join(weights)}"
         hint = f"metric: {_PHYSICS[0]}, with physics_every in the base config"
         raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
+
+
+def _require_winners(question: Question, found: Sequence[Draw]) -> None:
+    """Checks that there are as many settings as winners are asked for.
+
+    Raises:
+        ConfigError: fewer, in every combination that has winners of its own.
+    """
+    sweep = question.sweep
+    most = max(map(len, _settings(found, sweep).values()))
+    if sweep.winners > most:
+        what = f"{sweep.winners} winners of {most} settings" + (f" of each {', '.join(sweep.winners_of)}" if sweep.winners_of else "")
+        raise ConfigError(what, where=f"winners of {question.name}", hint=f"winners: {most} at most, or more settings in the space")
+
+
+def _settings(found: Sequence[Draw], sweep: SweepConfig) -> dict[str, set[str]]:
+    """The settings, but for the seed, of every combination that has winners of its own."""
+    cells: dict[str, set[str]] = {}
+    for draw in found:
+        settings = {key: value for key, value in draw.settings if key != "seed"}
+        cells.setdefault(_cell(draw, sweep), set()).add(json.dumps(settings, sort_keys=True, default=str))
+    return cells
+
+
+def _cell(draw: Draw, sweep: SweepConfig) -> str:
+    """The combination of values that a draw competes in."""
+    return json.dumps([draw.values.get(key) for key in sweep.winners_of], default=str)
 
 
 def _planned(draw: Draw, launch: Launch | HeadLaunch) -> Planned:

@@ -166,13 +166,17 @@ class Tracker:
 class RunLogger:
     """Writes to one MLflow run.
 
-    Metrics are buffered; `flush` and `end` send the rest, and what a dead server did not take is kept and sent later.
+    Metrics are buffered and sent in the background: a training never waits for a slow server. `flush` and `end` send the rest here and
+    now, and what a dead server did not take is kept and sent later.
     """
 
     def __init__(self, tracker: Tracker, run_id: str) -> None:
         self.tracker = tracker
         self.run_id = run_id
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the points and what is known of the store
+        self._sending = threading.Lock()  # of the store: points arrive there in their order
+        self._sender: threading.Thread | None = None
+        self._refusal: TrackingError | None = None
         self._points: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
         self._next_flush = time.monotonic() + FLUSH_SECONDS
         self._is_store_away = False
@@ -208,14 +212,27 @@ class RunLogger:
         self.set_tags({f"resumed.{key}": value for key, value in given.items() if key in known and known[key] != value})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Buffers one point per metric; NaN and infinities are logged as they are."""
+        """Buffers one point per metric; NaN and infinities are logged as they are.
+
+        Raises:
+            TrackingError: the store has refused earlier points for good.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         now = int(time.time() * 1000)
         with self._lock:
             self._points += [(_checked(key), float(value), now, step) for key, value in metrics.items()]
             full = len(self._points) >= FLUSH_POINTS and not self._is_store_away
             due = full or time.monotonic() > self._next_flush
-        if due:
+        if due and (self._sender is None or not self._sender.is_alive()):
+            self._sender = threading.Thread(target=self._flush_beside, name="mlflow-sender", daemon=True)
+            self._sender.start()
+
+    def _flush_beside(self) -> None:
+        try:
             self.flush()
+        except TrackingError as error:
+            self._refusal = error
 
     def flush(self) -> bool:
         """Sends the buffered points; False (and a warning) where the store does not take them now: they are kept for the next time.
@@ -226,9 +243,8 @@ class RunLogger:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        with self._lock:
-            while self._points:
-                batch = self._points[:MAX_METRICS]
+        with self._sending:
+            while batch := self._first_points():
                 try:
                     self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
                 except MlflowException as error:
@@ -236,11 +252,18 @@ class RunLogger:
                     if error.error_code in REFUSALS:
                         raise TrackingError(reason, where=shown(self.tracker.uri)) from error
                     warnings.warn(f"{len(self._points)} points wait for {shown(self.tracker.uri)}: {reason}", RuntimeWarning, stacklevel=3)
-                    self._is_store_away, self._next_flush = True, time.monotonic() + AWAY_SECONDS
+                    with self._lock:
+                        self._is_store_away, self._next_flush = True, time.monotonic() + AWAY_SECONDS
                     return False
-                del self._points[: len(batch)]
-            self._is_store_away, self._next_flush = False, time.monotonic() + FLUSH_SECONDS
+                with self._lock:
+                    del self._points[: len(batch)]
+            with self._lock:
+                self._is_store_away, self._next_flush = False, time.monotonic() + FLUSH_SECONDS
         return True
+
+    def _first_points(self) -> list[tuple[str, float, int, int]]:
+        with self._lock:
+            return self._points[:MAX_METRICS]
 
     def log_text(self, text: str, path: str) -> None:
         """Keeps `text` as the run's artifact `path`."""

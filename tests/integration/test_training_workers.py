@@ -19,26 +19,32 @@ NUM_STEPS, STOPS = 90, (25, 55)
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
-    ("zero_stage", "tokens_per_pass", "ema_decay"),
+    ("zero_stage", "tokens_per_pass", "ema_decay", "lanes"),
     [
-        pytest.param(1, None, 0.0, id="1"),
-        *(pytest.param(stage, None, 0.0, marks=pytest.mark.slow, id=f"{stage}") for stage in (0, 2, 3)),
-        pytest.param(1, 100, 0.9, marks=pytest.mark.slow, id="1-passes-averaged"),
-        pytest.param(3, 100, 0.0, marks=pytest.mark.slow, id="3-passes"),
-        pytest.param(None, None, 0.0, marks=pytest.mark.slow, id="torch"),
-        pytest.param(None, 100, 0.9, marks=pytest.mark.slow, id="torch-passes-averaged"),
+        pytest.param(1, None, 0.0, 2, id="1-lanes"),
+        *(pytest.param(stage, None, 0.0, 1, marks=pytest.mark.slow, id=f"{stage}") for stage in (0, 2, 3)),
+        pytest.param(1, 100, 0.9, 2, marks=pytest.mark.slow, id="1-passes-averaged"),
+        pytest.param(3, 100, 0.0, 1, marks=pytest.mark.slow, id="3-passes"),
+        pytest.param(None, None, 0.0, 1, marks=pytest.mark.slow, id="torch"),
+        pytest.param(None, 100, 0.9, 1, marks=pytest.mark.slow, id="torch-passes-averaged"),
     ],
 )
 def test_two_workers_then_one_then_two(
-    make_shards: Shards, run_config: RunConfig, tmp_path: Path, zero_stage: int | None, tokens_per_pass: int | None, ema_decay: float
+    make_shards: Shards,
+    run_config: RunConfig,
+    tmp_path: Path,
+    zero_stage: int | None,
+    tokens_per_pass: int | None,
+    ema_decay: float,
+    lanes: int,
 ) -> None:
     """Catches optimizer state or weights that are lost, mixed up or averaged when a checkpoint is cut for another number of workers."""
     engine = TorchEngineConfig() if zero_stage is None else DeepSpeedEngineConfig(zero_stage=zero_stage)  # type: ignore[arg-type]
     quick = run_config.model_copy(update={"num_workers": 2, "cpus_per_worker": 0.5})
-    wanted = config(make_shards(), quick, model=QUIET_MODEL, engine=engine, num_steps=NUM_STEPS, checkpoint_every=1000, log_every=1)
+    wanted = config(make_shards(600), quick, model=QUIET_MODEL, engine=engine, num_steps=NUM_STEPS, checkpoint_every=1000, log_every=1)
     wanted = wanted.model_copy(
         update={
-            "data": wanted.data.model_copy(update={"tokens_per_pass": tokens_per_pass}),
+            "data": wanted.data.model_copy(update={"tokens_per_pass": tokens_per_pass, "lanes": lanes}),
             "optimisation": wanted.optimisation.model_copy(update={"ema_decay": ema_decay}),
         }
     )

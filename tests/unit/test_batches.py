@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfscale.errors import NotEnoughDataError
-from pfscale.shards.dataset import EventIndex, cut_by_tokens, plan_epoch, select_events
+from pfscale.shards.dataset import EventIndex, cut_by_tokens, deal_lanes, plan_epoch, select_events
 from pfscale.shards.ragged import CLUSTER_FEATURES, TRACK_FEATURES, from_arrow
-from pfscale.training.batches import ahead, deal, worker_passes
+from pfscale.training.batches import ahead, deal, worker_passes, workers_of
 from synthetic_events import synthetic_table
 
 
@@ -44,7 +44,7 @@ def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, toke
     """Catches events lost or repeated at window borders, and batches that outgrow the memory they were planned for."""
     index = make_index(num_events)
     events = np.arange(num_events)[::2]
-    windows = list(plan_epoch(index, events, tokens_per_step=tokens, window_events=window, seed=seed, epoch=epoch))
+    windows = list(plan_epoch(index, [events], tokens_per_step=tokens, window_events=window, seed=seed, epoch=epoch))
     seen = np.concatenate([w.events[step] for w in windows for step in w.steps])
     np.testing.assert_array_equal(np.sort(seen), events)
     for w in windows:
@@ -53,10 +53,67 @@ def test_an_epoch_holds_every_event_once_within_the_budget(num_events: int, toke
             assert len(step) == 1 or lengths.sum() <= tokens
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    num_events=st.integers(100, 900),
+    count=st.integers(1, 6),
+    tokens=st.integers(1000, 9000),
+    window=st.integers(50, 1000),
+    seed=st.integers(0, 9),
+)
+def test_every_lane_gives_its_share_of_every_step(num_events: int, count: int, tokens: int, window: int, seed: int) -> None:
+    """Catches events lost between lanes, a lane that runs out before the others, and a step that outgrows its budget."""
+    index = make_index(num_events, group_rows=8)
+    lanes = deal_lanes(index, np.arange(num_events), count)
+    assert 1 <= len(lanes) <= count
+    np.testing.assert_array_equal(np.concatenate(lanes), np.arange(num_events))
+    windows = list(plan_epoch(index, lanes, tokens_per_step=tokens, window_events=window, seed=seed, epoch=2))
+    seen = np.concatenate([w.events[step] for w in windows for step in w.steps])
+    np.testing.assert_array_equal(np.sort(seen), np.arange(num_events))
+    for w in windows:
+        for number, lane in enumerate(lanes):
+            assert np.isin(w.events[w.lane == number], lane).all()
+        for step in w.steps:
+            lengths = index.num_elements[w.events[step]]
+            for number in range(len(lanes)):
+                part = lengths[w.lane[step] == number]
+                assert len(part) <= 1 or part.sum() <= tokens / len(lanes)
+
+
+def test_lanes_are_about_equally_large_and_steps_hold_all_of_them() -> None:
+    """Catches a worker that waits at every step for one whose lane holds more, and steps of one part of the data."""
+    index = make_index(8000, group_rows=50)
+    lanes = deal_lanes(index, np.arange(8000), 4)
+    sizes = [index.num_elements[lane].sum() for lane in lanes]
+    assert len(sizes) == 4
+    assert max(sizes) < 1.05 * min(sizes)
+    for window in plan_epoch(index, lanes, tokens_per_step=40_000, window_events=2000, seed=1, epoch=0):
+        for step in window.steps:
+            parts = [index.num_elements[window.events[step]][window.lane[step] == lane].sum() for lane in range(4)]
+            assert max(parts) < 1.15 * min(parts) + 300
+
+
+def test_few_row_groups_make_fewer_lanes() -> None:
+    """Catches lanes of one row group and two, one of which takes twice as long."""
+    index = make_index(100, group_rows=16)
+    assert [len(lane) for lane in deal_lanes(index, np.arange(100), 8)] == [100]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8, 20])
+def test_every_worker_has_a_lane_and_every_lane_a_worker(num_workers: int, num_lanes: int) -> None:
+    """Catches a worker without data, which would make the others wait for ever."""
+    found = [workers_of(lane, num_lanes, num_workers) for lane in range(num_lanes)]
+    assert sorted({worker for workers in found for worker in workers}) == list(range(num_workers))
+    assert all(len(workers) for workers in found)
+    if num_workers >= num_lanes:
+        assert sum(map(len, found)) == num_workers
+
+
 def test_plans_differ_between_epochs_and_repeat_for_the_same_one() -> None:
     """Catches a shuffle that is frozen, or one that a resumed run cannot repeat."""
     index = make_index(500)
-    plans = [list(plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=e)) for e in (0, 0, 1)]
+    plans = [list(plan_epoch(index, [np.arange(500)], tokens_per_step=2000, window_events=100, seed=1, epoch=e)) for e in (0, 0, 1)]
     flat = [[tuple(w.events[step]) for w in plan for step in w.steps] for plan in plans]
     assert flat[0] == flat[1]
     assert sorted(flat[0]) != sorted(flat[2])
@@ -65,8 +122,8 @@ def test_plans_differ_between_epochs_and_repeat_for_the_same_one() -> None:
 def test_windows_that_are_passed_over_leave_the_others_as_they_are() -> None:
     """Catches a resumed run that sees other events than an unbroken one."""
     index = make_index(500)
-    whole = list(plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=3))
-    rest = list(plan_epoch(index, np.arange(500), tokens_per_step=2000, window_events=100, seed=1, epoch=3, first_window=2))
+    whole = list(plan_epoch(index, [np.arange(500)], tokens_per_step=2000, window_events=100, seed=1, epoch=3))
+    rest = list(plan_epoch(index, [np.arange(500)], tokens_per_step=2000, window_events=100, seed=1, epoch=3, first_window=2))
     assert len(whole) > 3
     assert [w.number for w in rest] == list(range(2, len(whole)))
     for one, other in zip(whole[2:], rest, strict=True):
@@ -77,7 +134,7 @@ def test_windows_that_are_passed_over_leave_the_others_as_they_are() -> None:
 def test_steps_are_about_equally_large() -> None:
     """Catches an epoch that ends with a step of a few events, whose gradient counts as much as that of a full one."""
     index = make_index(200)
-    (window,) = plan_epoch(index, np.arange(200), tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
+    (window,) = plan_epoch(index, [np.arange(200)], tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
     sizes = [index.num_elements[window.events[step]].sum() for step in window.steps]
     assert min(sizes) > 0.85 * max(sizes)
 
@@ -86,9 +143,9 @@ def test_windows_are_about_equally_large() -> None:
     """Catches a last window of what was left over, with steps of a few events."""
     index = make_index(2060, group_rows=41)
     for epoch in range(6):
-        windows = list(plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=2000, seed=1, epoch=epoch))
+        windows = list(plan_epoch(index, [np.arange(2060)], tokens_per_step=8192, window_events=2000, seed=1, epoch=epoch))
         assert [len(w.events) for w in windows] == [2060]
-        windows = list(plan_epoch(index, np.arange(2060), tokens_per_step=8192, window_events=500, seed=1, epoch=epoch))
+        windows = list(plan_epoch(index, [np.arange(2060)], tokens_per_step=8192, window_events=500, seed=1, epoch=epoch))
         sizes = [len(w.events) for w in windows]
         assert len(sizes) == 4
         assert min(sizes) > 0.8 * max(sizes)
@@ -97,7 +154,7 @@ def test_windows_are_about_equally_large() -> None:
 def test_a_step_is_a_random_sample_of_lengths() -> None:
     """Catches steps of events that are alike, whose gradients point elsewhere than those of the whole data set."""
     index = make_index(4000, longest=400)
-    (window,) = plan_epoch(index, np.arange(4000), tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
+    (window,) = plan_epoch(index, [np.arange(4000)], tokens_per_step=8192, window_events=4000, seed=1, epoch=0)
     spreads = [index.num_elements[window.events[step]].std() for step in window.steps]
     assert min(spreads) > 0.6 * index.num_elements.std()
 
@@ -121,6 +178,13 @@ def test_workers_share_a_step_without_loss_or_overlap(num_workers: int, tokens_p
     assert len({len(mine) for mine in passes}) == 1
     assert sorted(np.concatenate([part for mine in passes for part in mine])) == sorted(rows)
     assert all(len(part) <= 1 or events.lengths[part].sum() <= (tokens_per_pass or 1e9) for mine in passes for part in mine)
+    lane = np.arange(20) % 2
+    for world in worlds:
+        parts = worker_passes(events.lengths, rows, world, tokens_per_pass, lane=lane, num_lanes=2)  # type: ignore[arg-type]
+        assert all(world.rank in workers_of(lane[row], 2, num_workers) for part in parts for row in part)
+    passes = [worker_passes(events.lengths, rows, world, tokens_per_pass, lane=lane, num_lanes=2) for world in worlds]  # type: ignore[arg-type]
+    assert len({len(mine) for mine in passes}) == 1
+    assert sorted(np.concatenate([part for mine in passes for part in mine])) == sorted(rows)
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=80), num_workers=st.integers(1, 5))

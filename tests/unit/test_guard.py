@@ -45,7 +45,7 @@ def test_a_factor_of_zero_never_stops() -> None:
 def make_step(num_events: int, num_passes: int) -> Step:
     events = from_arrow(synthetic_table(num_events, seed=3, max_particles=60))
     rows = np.array_split(np.arange(num_events), num_passes)
-    return Step(tuple(collate(events, part) for part in rows), np.arange(num_events), events.uid, events.lengths)
+    return Step(tuple(collate(events, part) for part in rows), np.arange(num_events), events.lengths)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ interruption changes which events a step sees.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pfscale.shards.manifest import OPENED_AT_ONCE, Manifest, load_manifest
 from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents, from_arrow, list_leaves
 from pfscale.shards.schema import SPLITS
 from pfscale.shards.storage import Folder, open_folder, opened_shard
+
+_GROUPS_PER_LANE = 8  # at least: lanes are cut between row groups, and shall be about equally large
 
 
 @dataclass(frozen=True)
@@ -123,18 +126,20 @@ class Window:
 
     Attributes:
         number: within the epoch.
-        events: positions in the index, sorted by place in the files.
+        events: positions in the index, lane after lane, those of a lane sorted by place in the files.
+        lane: (E,) lane of each.
         steps: for each step, indices into `events` in the order of learning; together every event once.
     """
 
     number: int
     events: NDArray[np.int64]
+    lane: NDArray[np.int64]
     steps: tuple[NDArray[np.int64], ...]
 
 
 def plan_epoch(
     index: EventIndex,
-    events: NDArray[np.int64],
+    lanes: Sequence[NDArray[np.int64]],
     *,
     tokens_per_step: int,
     window_events: int,
@@ -142,35 +147,80 @@ def plan_epoch(
     epoch: int,
     first_window: int = 0,
 ) -> Iterator[Window]:
-    """The windows of one epoch over `events`, shuffled by (seed, epoch); each is planned when it is asked for.
+    """The windows of one epoch over the events of all lanes, shuffled by (seed, epoch); each is planned when it is asked for.
 
-    Row groups are shuffled and joined to windows of about `window_events`; the events of a window are shuffled and cut into steps of about
-    equal size, none with more than `tokens_per_step` elements (a longer event gets a step of its own). A step is a random sample of events
-    of any length: batches hold no padding, so there is nothing to gain from steps of similar ones.
+    Row groups are shuffled and joined to windows of about `window_events` over all lanes; the events of a window are shuffled and cut into
+    steps of about equal size, none with more than `tokens_per_step` elements, of which every lane gives an equal share (an event longer
+    than that goes alone). A step is a random sample of events of any length: batches hold no padding, so there is nothing to gain from
+    steps of similar ones.
 
     Args:
+        lanes: as `deal_lanes` makes them; events of different lanes can be read by different workers.
         first_window: those before it are left out; their steps are not planned.
     """
-    for number, members in enumerate(_windows_of(index, events, window_events, np.random.default_rng([seed, epoch]))):
-        if number < first_window:
-            continue
-        order = np.random.default_rng([seed, epoch, number]).permutation(len(members))
-        steps = cut_evenly(index.num_elements[members][order], tokens_per_step)
-        yield Window(number, members, tuple(order[step] for step in steps))
+    num_windows = max(1, round(sum(map(len, lanes)) / window_events))
+    if len(lanes) > 1:  # every lane has a part of every window
+        num_windows = min(num_windows, *(len(_groups_of(index, lane)[0]) for lane in lanes))
+    of_lanes = [_windows_of(index, events, num_windows, _generator(seed, epoch, 0, lane)) for lane, events in enumerate(lanes)]
+    windows = filter(lambda members: sum(map(len, members)), zip(*of_lanes, strict=True))
+    for number, members in enumerate(windows):
+        if number >= first_window:
+            yield _planned(index, members, number, tokens_per_step / len(lanes), seed=seed, epoch=epoch)
 
 
-def _windows_of(index: EventIndex, events: NDArray[np.int64], window_events: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """The events, by whole row groups in random order, in runs of about `window_events`; each run sorted by place."""
+def _planned(index: EventIndex, members: Sequence[NDArray[np.int64]], number: int, tokens: float, *, seed: int, epoch: int) -> Window:
+    """A window of these events of each lane, in steps to which every lane gives at most `tokens` elements."""
+    orders = [_generator(seed, epoch, number, lane).permutation(len(events)) for lane, events in enumerate(members)]
+    lengths = [index.num_elements[events][order] for events, order in zip(members, orders, strict=True)]
+    count = max(len(cut_by_tokens(of_lane, int(tokens))) for of_lane in lengths)
+    first = np.cumsum([0, *map(len, members)])
+    parts = [
+        [first[lane] + order[run] for run in cut_evenly(of_lane, int(tokens), count=count)]
+        for lane, (order, of_lane) in enumerate(zip(orders, lengths, strict=True))
+    ]
+    steps = tuple(np.concatenate(step) for step in itertools.zip_longest(*parts, fillvalue=np.zeros(0, np.int64)))
+    return Window(number, np.concatenate(members), np.repeat(np.arange(len(members)), [len(events) for events in members]), steps)
+
+
+def _generator(seed: int, epoch: int, number: int, lane: int) -> np.random.Generator:
+    """Random numbers of a lane's window; without lanes the same as of the first of them."""
+    return np.random.default_rng([seed, epoch, number, lane])
+
+
+def deal_lanes(index: EventIndex, events: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """The events in `count` lanes of about as many elements each: whole row groups, neighbours in the files together.
+
+    Fewer lanes where there are too few row groups for lanes of about equal size; never none.
+
+    Args:
+        events: positions in the index.
+    """
+    starts, events = _groups_of(index, events)
+    count = max(1, min(count, len(starts) // _GROUPS_PER_LANE))
+    elements = np.add.reduceat(index.num_elements[events], starts) if len(starts) else np.zeros(0, np.int64)
+    middle = np.cumsum(elements) - elements / 2
+    lane = np.minimum((middle / max(int(elements.sum()), 1) * count).astype(int), count - 1)
+    sizes = np.diff(np.append(starts, len(events)))
+    return [events[np.repeat(lane == number, sizes)] for number in range(count)]
+
+
+def _groups_of(index: EventIndex, events: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(where each row group begins among the sorted events, the sorted events)."""
     events = np.sort(events)
     change = np.flatnonzero(np.diff(index.shard[events]) | np.diff(index.group[events])) + 1
-    starts = np.concatenate([[0], change])[: len(events)]
+    return np.concatenate([[0], change])[: len(events)], events
+
+
+def _windows_of(index: EventIndex, events: NDArray[np.int64], num_windows: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """The events, by whole row groups in random order, in windows of about as many each, some perhaps empty; each sorted by place."""
+    starts, events = _groups_of(index, events)
     sizes = np.diff(np.append(starts, len(events)))
     order = rng.permutation(len(starts))
-    num_windows = max(1, round(len(events) / window_events))
     # by where a group's middle lies: all windows are about equally large, the last one, too
     window = ((np.cumsum(sizes[order]) - sizes[order] / 2) / max(len(events), 1) * num_windows).astype(int)
-    for groups in np.split(order, np.flatnonzero(np.diff(window)) + 1) if len(order) else []:
-        yield np.concatenate([events[starts[g] : starts[g] + sizes[g]] for g in np.sort(groups)])
+    for number in range(num_windows):
+        groups = np.sort(order[window == number])
+        yield np.concatenate([events[:0], *(events[starts[g] : starts[g] + sizes[g]] for g in groups)])
 
 
 def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
@@ -185,14 +235,18 @@ def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.
     return runs
 
 
-def cut_evenly(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
-    """As `cut_by_tokens`, in as few runs, but with a last one that is about as large as the others."""
-    fewest = len(cut_by_tokens(lengths, tokens))
+def cut_evenly(lengths: NDArray[np.integer], tokens: int, *, count: int | None = None) -> list[NDArray[np.int64]]:
+    """As `cut_by_tokens`, in as few runs, but with a last one that is about as large as the others.
+
+    Args:
+        count: rather in so many runs, at least as many as are needed; fewer where single events are too long.
+    """
+    runs = count or len(cut_by_tokens(lengths, tokens))
     high = tokens
-    low = min(high, max(1, -(-int(np.sum(lengths)) // max(fewest, 1))))  # the smallest budget with which there are as few is not below
+    low = min(high, max(1, -(-int(np.sum(lengths)) // max(runs, 1))))  # the smallest budget with which there are as few is not below
     while low < high:
         middle = (low + high) // 2
-        if len(cut_by_tokens(lengths, middle)) > fewest:
+        if len(cut_by_tokens(lengths, middle)) > runs:
             low = middle + 1
         else:
             high = middle

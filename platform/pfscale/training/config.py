@@ -26,7 +26,13 @@ class DataConfig(Config):
         description="elements that a worker takes at once; it accumulates gradients for a larger part of a step; empty: all",
     )
     cache: str = runtime("", description="folder on each node's own disk that keeps decoded events, for many trainings on one data set")
-    window_events: int = Field(20_000, ge=1, description="events that are read at once and shuffled among each other")
+    window_events: int = Field(20_000, ge=1, description="events that are read at once and shuffled among each other, over all workers")
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        description="parts of the data that different workers can read, each in every step; empty: one per 16,384 elements of a step; "
+        "fewer where there are fewer than 8 row groups for each",
+    )
 
 
 class OptimisationConfig(Config):

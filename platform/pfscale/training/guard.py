@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pfscale.config import dump_yaml
 from pfscale.errors import DivergedError, PfscaleError, ResourceError
@@ -32,6 +33,7 @@ class Guard:
     Args:
         recent: losses of the steps before, of a run that is resumed.
         data: hash of the data set.
+        uid_of: identities of events at positions in the index.
         save_model: writes the model as it is now to a folder (collective).
     """
 
@@ -42,10 +44,12 @@ class Guard:
         recent: list[float],
         *,
         data: str,
+        uid_of: Callable[[NDArray[np.int64]], NDArray[np.uint64]],
         save_model: Callable[[Path], None],
         is_first: bool,
     ) -> None:
         self.config, self.folder, self.data, self.save_model, self.is_first = config, folder, data, save_model, is_first
+        self.uid_of = uid_of
         self.recent: deque[float] = deque(recent, maxlen=config.guard.window)
 
     def check_loss(self, number: int, step: Step, terms: dict[str, float]) -> None:
@@ -81,20 +85,21 @@ class Guard:
         Raises:
             DivergedError: always.
         """
-        step = step or Step((), np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        step = step or Step((), np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._stop(f"the validation loss is not finite at step {number}", _LOWER_RATE, number, step, {"terms": terms})
 
     def _stop(self, what: str, advice: str, number: int, step: Step, numbers: dict[str, Any]) -> None:
         folder = self.folder / f"incident-{number:09d}"
         folder.mkdir(parents=True, exist_ok=True)
         self.save_model(folder / MODEL)
+        uid = self.uid_of(step.events)
         if self.is_first:
-            events = {"data": self.data, "events": step.events.tolist(), "uid": step.uid.tolist()}
+            events = {"data": self.data, "events": step.events.tolist(), "uid": uid.tolist()}
             found = {"what": what, "step": number, **numbers, **events}
             (folder / INCIDENT).write_text(json.dumps(found, indent=1))
             (folder / CONFIG).write_text(dump_yaml(loggable(self.config)))
-        named = ", ".join(f"uid:{u}" for u in step.uid[:_EVENTS_NAMED])
-        more = f" and {len(step.uid) - _EVENTS_NAMED} more" if len(step.uid) > _EVENTS_NAMED else ""
+        named = ", ".join(f"uid:{u}" for u in uid[:_EVENTS_NAMED])
+        more = f" and {len(uid) - _EVENTS_NAMED} more" if len(uid) > _EVENTS_NAMED else ""
         hint = f"see which events did it: python -m pfscale.training.replay {folder}; {advice}"
         raise DivergedError(what, where=f"events {named}{more}", hint=hint)
 

@@ -36,6 +36,7 @@ from pfscale.training.loop import LoopInputs, model_weights, run_loop
 from pfscale.training.preflight import preflight, worker_resources
 from pfscale.training.progress import told
 from pfscale.training.pyfunc import PYFUNC
+from pfscale.training.reading import readings
 from pfscale.training.run import Run
 from pfscale.training.session import LocalSession, RaySession, torch_threads
 from pfscale.training.stopping import in_thread, stop_on_signals
@@ -200,6 +201,7 @@ def _finish(launch: Launch, tracker: Tracker, logger: RunLogger, index: EventInd
         for name, (figure, numbers) in main_figures(evaluation.result).items():
             logger.log_figure(figure, f"figures/{name}.png")
             logger.log_json(numbers, f"figures/{name}.json")
+    logger.log_json(readings(launch.folder), "reading.json")
     logger.log_figure(figures.learning_curves(history, references=references(metrics))[0], "figures/learning_curves.png")
     finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
     logger.log_metrics({f"best_{k}" if k == "validation_loss" else k: v for k, v in finite.items()}, step=state.step)

@@ -30,6 +30,7 @@ from pfscale.training.memory import FreedMemory
 from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, Meter
 from pfscale.training.module import TaskModule
 from pfscale.training.progress import forget_evaluations, write_evaluation, write_progress
+from pfscale.training.reading import ReadLog
 from pfscale.training.session import Session, sum_over_workers
 from pfscale.training.validation import Validation, evaluate_loss, first_not_finite, validation_events
 
@@ -110,6 +111,7 @@ class _Training:
             inputs.folder,
             self.state.losses,
             data=index.manifest.hash,
+            uid_of=lambda events: read_events(index, events).uid,
             save_model=self._save_model,
             is_first=session.rank == 0,
         )
@@ -118,7 +120,8 @@ class _Training:
 
     def run(self) -> None:
         seed, place = self.config.seed, self.state.place
-        with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=place)) as steps:
+        log = ReadLog(self.inputs.folder, self.session)
+        with closing(training_steps(self.index, self.train, self.config.data, self.session, seed=seed, start=place, read_log=log)) as steps:
             is_ending = self.state.step >= self.config.optimisation.num_steps
             if self._lacks_evaluation():
                 with self.meter.time(EVALUATION):

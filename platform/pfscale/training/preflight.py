@@ -14,6 +14,7 @@ from pfscale.errors import ResourceError
 from pfscale.models.memory import PROCESS, WINDOW, activation_bytes, checkpoint_bytes, count_from, state_bytes
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import require_resources, room_on_nodes
+from pfscale.training.batches import num_lanes
 from pfscale.training.config import DeepSpeedEngineConfig, TrainingConfig
 from pfscale.training.probe import Findings, probe
 
@@ -53,8 +54,9 @@ def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, lengths: NDAr
     """
     longest = int(lengths.max())
     num_events = min(config.data.num_events or len(lengths), len(lengths))
-    window = num_events / max(1, round(num_events / config.data.window_events))  # as they are cut
     num_parameters, num_workers = count_from(model), max(1, config.run.num_workers)
+    window = num_events / max(1, round(num_events / config.data.window_events))  # as they are cut
+    window /= min(num_workers, num_lanes(config.data))
     has_average = config.optimisation.ema_decay > 0
     zero_stage = config.engine.zero_stage if isinstance(config.engine, DeepSpeedEngineConfig) else None
     share = math.ceil(config.data.tokens_per_step / num_workers)

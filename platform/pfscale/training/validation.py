@@ -48,7 +48,7 @@ class Validation:
         for events in self._chunks():
             for rows in cut_by_tokens(events.lengths, self.tokens * world.world_size):
                 passes = tuple(collate(events, part) for part in worker_passes(events.lengths, rows, world, None))
-                yield Step(passes, self.members[first + rows], events.uid[rows], events.lengths[rows])
+                yield Step(passes, self.members[first + rows], events.lengths[rows])
             first += events.num_events
 
     def _chunks(self) -> Iterator[RaggedEvents]:

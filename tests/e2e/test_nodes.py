@@ -88,6 +88,29 @@ class Cluster:
         kill_with_children(self.nodes.pop())
         wait_until(lambda: num_nodes(self) == before - 1, 60, "the head knows that a node is gone")
 
+    @property
+    def session(self) -> Path:
+        """Ray's folder of logs."""
+        return Path((Path(self.env["PFSCALE_CLUSTER_DIR"]) / "temp_dir").read_text().strip())
+
+    def kill_head(self) -> None:
+        """The head and what it has started, without a word; the nodes end when they notice."""
+        pid = int((Path(self.env["PFSCALE_CLUSTER_DIR"]) / "pid").read_text())
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        for node in self.nodes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                kill_with_children(node)
+        self.nodes.clear()
+
+    def start_head(self) -> None:
+        """Returns when it takes jobs."""
+        started = subprocess.run([str(LOCAL), "start"], env=self.env, capture_output=True, text=True, timeout=180, check=False)
+        assert started.returncode == 0, started.stdout + started.stderr
+        self.env |= dict(re.findall(r"(RAY_\w+)=(\S+)", started.stdout))
+
     def submit(self, job: str, *arguments: str) -> subprocess.Popen[str]:
         line = [str(BIN / "pfscale"), "submit", job, *arguments]
         return subprocess.Popen(line, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -162,9 +185,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3_environment: dict[str, 
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | s3_environment
     env |= {"PATH": os.pathsep.join([str(BIN), env["PATH"]]), "OMP_NUM_THREADS": "1", "PFSCALE_CLUSTER_DIR": str(folder / "state")}
     env |= {"PFSCALE_NUM_CPUS": "0", "PFSCALE_GCS_PORT": str(port), "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    started = subprocess.run([str(LOCAL), "start"], env=env, capture_output=True, text=True, timeout=180, check=False)
-    assert started.returncode == 0, started.stdout + started.stderr
-    found = Cluster({**env, **dict(re.findall(r"(RAY_\w+)=(\S+)", started.stdout))}, f"127.0.0.1:{port}", folder)
+    found = Cluster(env, f"127.0.0.1:{port}", folder)
+    found.start_head()
     try:
         for _ in range(2):
             found.add_node()
@@ -246,14 +268,77 @@ def arguments(shards: str, tracking: MlflowServer, folder: Path, *, num_steps: i
     return [*line, "run.log_every=1", "run.max_failures=4", "physics_events=0", f"run.name={name}"]
 
 
-def steps_logged(tracking: MlflowServer, name: str) -> list[int]:
-    """Steps at which the run's training loss was logged."""
+def many_shards(folder: Path, count: int) -> Path:
+    """A data set of so many shards of 20 events, all of them training events but every tenth."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pfscale.shards.manifest import Manifest, ShardRecord, write_manifest
+    from synthetic_events import synthetic_table
+
+    folder.mkdir()
+    tables = [synthetic_table(20, seed=seed) for seed in range(20)]
+    split = pa.array(["validation" if row % 10 == 0 else "train" for row in range(20)])
+    records = []
+    for number in range(count):
+        table, name = tables[number % len(tables)], f"events_{number:06d}.parquet"
+        event = table.column("event").combine_chunks()
+        fields = {field.name: split if field.name == "split" else event.field(field.name) for field in event.type}
+        event = pa.StructArray.from_arrays(list(fields.values()), list(fields))
+        pq.write_table(table.set_column(table.schema.get_field_index("event"), "event", event), folder / name)
+        records.append(ShardRecord(file=name, source="synthetic", start=20 * number, stop=20 * number + 20, num_events=20))
+    manifest = Manifest(
+        extraction_version=1,
+        hash=f"many-{count}",
+        request="synthetic",
+        detector="clic",
+        process="synthetic",
+        simulation="builtin",
+        has_baseline=False,
+        num_events=20 * count,
+        splits={"train": 18 * count, "validation": 2 * count, "test": 0},
+        track_classes={},
+        cluster_classes={},
+        num_particles=0,
+        num_surrogates=0,
+        energy={},
+        sources=(),
+        shards=tuple(records),
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def run_named(tracking: MlflowServer, name: str) -> Any:
+    """The MLflow run of a training."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking.uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = [run for run in client.search_runs(experiments) if run.info.run_name.startswith(f"{name}-")]
-    return sorted(point.step for point in client.get_metric_history(run.info.run_id, "train_loss"))
+    return run
+
+
+def artifact(tracking: MlflowServer, name: str, path: str) -> dict[str, Any]:
+    """A JSON file of a training's run."""
+    import mlflow
+
+    found = mlflow.artifacts.load_dict(f"{run_named(tracking, name).info.artifact_uri}/{path}")
+    assert isinstance(found, dict)
+    return found
+
+
+def last_metric(tracking: MlflowServer, name: str, metric: str) -> float:
+    """The last value of a metric of a training."""
+    return float(run_named(tracking, name).data.metrics[metric])
+
+
+def steps_logged(tracking: MlflowServer, name: str) -> list[int]:
+    """Steps at which the run's training loss was logged."""
+    from mlflow import MlflowClient
+
+    points = MlflowClient(tracking.uri).get_metric_history(run_named(tracking, name).info.run_id, "train_loss")
+    return sorted(point.step for point in points)
 
 
 def progressed(folder: Path, step: int) -> bool:
@@ -282,8 +367,11 @@ def test_the_chain_runs_on_two_nodes_and_no_secret_is_told(cluster: Cluster, tra
     ).stdout
     artifacts = [path for path in (tracking.folder / "artifacts").rglob("*") if path.is_file()]
     assert artifacts
-    told = [said, listed, *(path.read_text(errors="replace") for path in artifacts)]
-    assert not [text for text in told if "planted-secret" in text]
+    logs = [tracking.folder / "mlflow.log", *cluster.logs.rglob("*.log"), *cluster.session.rglob("*.log"), *cluster.session.rglob("*.out")]
+    assert len(logs) > 10
+    files = [path for path in (*artifacts, *logs) if path.is_file()]
+    assert not [path for path in files if "planted-secret" in path.read_text(errors="replace")]
+    assert not [text for text in (said, listed) if "planted-secret" in text]
 
 
 def test_a_node_dies_and_the_training_goes_on(cluster: Cluster, tracking: MlflowServer, shards: str, tmp_path: Path) -> None:
@@ -330,3 +418,41 @@ def test_the_store_is_away_for_a_minute_and_is_waited_for(cluster: Cluster, s3_s
     assert "does not answer" in said
     manifest = load_manifest("s3://data/away")
     assert (manifest.num_events, manifest.quarantined) == (8, ())
+
+
+def test_a_thousand_shards_are_read_once_by_four_nodes(cluster: Cluster, tracking: MlflowServer, tmp_path: Path) -> None:
+    """Would catch a worker that decodes what others decode, a shard that nobody reads, and memory that grows with the number of shards."""
+    for _ in range(4 - len(cluster.nodes)):
+        cluster.add_node()
+    peaks = {}
+    for name, count in (("many", 1000), ("few", 100)):
+        shards = many_shards(tmp_path / f"shards-{name}", count)
+        line = arguments(str(shards), tracking, tmp_path, num_steps=200 * count // 1000, name=name)
+        line += ["run.num_workers=4", "data.tokens_per_step=8192", "data.lanes=4", "data.window_events=2000", "run.max_failures=0"]
+        cluster.run("pretrain", *line, f"optimisation.evaluate_every={20 * count // 100}")
+        reading = artifact(tracking, name, "reading.json")
+        assert len(reading) == 4
+        first = [worker["epochs"]["0"] for worker in reading.values()]
+        assert sum(epoch["shards"] for epoch in first) == sum(epoch["row_groups"] for epoch in first) == count
+        assert max(epoch["shards"] for epoch in first) < 1.1 * count / 4
+        assert sum(epoch["events"] for epoch in first) == sum(worker["epochs"]["1"]["events"] for worker in reading.values())
+        peaks[name] = last_metric(tracking, name, "peak_memory_mb")
+    print(f"peak memory of a worker: {peaks['few']:.0f} MB with 100 shards, {peaks['many']:.0f} MB with 1,000")
+    assert peaks["many"] < 1.15 * peaks["few"]
+
+
+def test_the_head_dies_and_the_job_submitted_again_goes_on(cluster: Cluster, tracking: MlflowServer, shards: str, tmp_path: Path) -> None:
+    """Would catch a run that cannot be taken up by another cluster, and steps that are lost with the head."""
+    line = arguments(shards, tracking, tmp_path, num_steps=400, name="head")
+    submitted = cluster.submit("pretrain", *line)
+    wait_until(lambda: progressed(tmp_path, 40), 120, "step 40")
+    cluster.kill_head()
+    submitted.communicate(timeout=120)
+    assert submitted.returncode != 0
+    cluster.start_head()
+    for _ in range(2):
+        cluster.add_node()
+    cluster.run("pretrain", *line)
+    assert sorted(set(steps_logged(tracking, "head"))) == list(range(1, 401))
+    resumed = run_named(tracking, "head").data.tags["pfscale.resumed_from_step"]
+    assert int(resumed) >= 35, "all but the last five steps were committed"

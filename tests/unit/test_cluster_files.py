@@ -88,6 +88,43 @@ def test_tokens_are_on_everywhere() -> None:
     assert "RAY_AUTH_MODE=token" in (CLUSTER / "local.sh").read_text()
 
 
+def test_kubernetes_takes_every_object_and_pod() -> None:
+    """Catches a misspelt key, which a server ignores or refuses: against the schema of Kubernetes itself, unknown keys refused."""
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    templates = [group["template"] for spec in ray_clusters() for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    objects = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "of-ray"}, **template} for template in templates]
+    objects += [d for name in ("mlflow", "raycluster") for d in documents(f"kuberay/{name}.yaml") if d["kind"] != "RayCluster"]
+    assert len(objects) == 7
+    for found in objects:
+        kubernetes.validate(found, "1.34", strict=True)
+
+
+# Fields of KubeRay's API ray.io/v1 that are used here, and what they hold (its ray-operator/apis/ray/v1/*_types.go).
+CLUSTER_FIELDS = {"rayVersion": str, "authOptions": dict, "headGroupSpec": dict, "workerGroupSpecs": list}
+HEAD_FIELDS = {"rayStartParams": dict, "template": dict}
+WORKER_FIELDS = {**HEAD_FIELDS, "groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
+JOB_FIELDS = {
+    "entrypoint": str,
+    "shutdownAfterJobFinishes": bool,
+    "ttlSecondsAfterFinished": int,
+    "backoffLimit": int,
+    "rayClusterSpec": dict,
+}
+
+
+def test_kuberay_knows_every_field() -> None:
+    """Catches a misspelt field, or one at the wrong place: KubeRay's own schema is no package, so its fields are named here."""
+    known = [(spec, CLUSTER_FIELDS) for spec in ray_clusters()]
+    known += [(spec["headGroupSpec"], HEAD_FIELDS) for spec in ray_clusters()]
+    known += [(group, WORKER_FIELDS) for spec in ray_clusters() for group in spec["workerGroupSpecs"]]
+    known += [(d["spec"], JOB_FIELDS) for d in documents("kuberay/rayjob.yaml")]
+    for found, fields in known:
+        assert {key: type(value) for key, value in found.items()} == fields
+        assert all(isinstance(value, str) for value in found.get("rayStartParams", {}).values())
+    for d in (*documents("kuberay/raycluster.yaml")[1:], *documents("kuberay/rayjob.yaml")):
+        assert d["apiVersion"] == "ray.io/v1"
+
+
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
 def test_the_cluster_launcher_takes_its_files(name: str) -> None:
     """Catches keys that `ray up` refuses: Ray's own schema and its own completion of the file."""

@@ -33,7 +33,7 @@ TEMPLATE = r"""#!/usr/bin/env bash
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
 set -uo pipefail
-cd {folder}
+cd {folder} || exit 1
 # shellcheck source=/dev/null
 source {environment}/bin/activate
 export RAY_USAGE_STATS_ENABLED=0 DO_NOT_TRACK=1 MLFLOW_DISABLE_TELEMETRY=true

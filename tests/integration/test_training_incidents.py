@@ -73,6 +73,19 @@ def test_an_element_without_momentum_stops_the_training(make_shards: Shards, run
     assert inspect(*command.split(" --event "))
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_bad_event_of_one_worker_stops_all(make_shards: Shards, run_config: RunConfig, tmp_path: Path) -> None:
+    """Catches workers that wait half an hour for one that has met a bad event, and its name lost on the way to the driver."""
+    index = load_index(make_shards(600))
+    guilty = int(select_events(index, "train").max())  # of the last lane, so of the last worker
+    shards = damaged(make_shards(600), tmp_path / "shards", infinite_feature, guilty=guilty, split="train")
+    two = run_config.model_copy(update={"num_workers": 2, "cpus_per_worker": 0.5})
+    wanted = training_on(shards, two)
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"lanes": 2})})
+    with pytest.raises(TrainingError, match=f"uid:{guilty}: .* et of element"):
+        pretrain(wanted)
+
+
 @pytest.mark.parametrize(("change", "text"), [(wild_target, "jumps"), (missing_target, "not finite")])
 def test_the_guilty_event_is_found(
     make_shards: Shards,
@@ -90,7 +103,7 @@ def test_the_guilty_event_is_found(
     assert str(folder) in str(stopped.value.hint)
     incident = replay(folder)
     assert incident.events[0].uid == GUILTY
-    assert len(incident.events) == len(json.loads((folder / "incident.json").read_text())["uid"])
+    assert len(incident.events) == len(json.loads((folder / "incident.json").read_text())["events"])
     capsys.readouterr()
     assert main([str(folder), "--count", "1"]) == 0
     said = capsys.readouterr().out

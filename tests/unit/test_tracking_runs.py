@@ -7,6 +7,7 @@ import math
 import pickle
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -184,10 +185,13 @@ def test_a_training_does_not_wait_for_a_slow_server(empty_store: str, monkeypatc
     run.flush()
     answers, client = threading.Event(), run._client
 
+    arrived: list[int] = []
+
     class Slow:
-        def log_batch(self, *args: object, **kwargs: object) -> None:
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
             assert answers.wait(30)
-            client.log_batch(*args, **kwargs)  # type: ignore[arg-type]
+            client.log_batch(run_id, metrics=metrics)
+            arrived.extend(point.step for point in metrics)
 
     run.__dict__["_client"] = Slow()
     for step in range(1, 6):
@@ -196,12 +200,26 @@ def test_a_training_does_not_wait_for_a_slow_server(empty_store: str, monkeypatc
     answers.set()
     run.flush()
     run.__dict__["_client"] = client
+    assert arrived == [1, 2, 3, 4, 5], "each once, in their order"
     assert run.history("loss") == [(step, float(step)) for step in range(6)]
-    _with_flaky_client(run, failures=1, code="RESOURCE_DOES_NOT_EXIST")
+
+
+@pytest.mark.parametrize(("error", "kind"), [("refused", TrackingError), (ConnectionResetError(), ConnectionResetError)])
+def test_what_goes_wrong_in_the_background_is_heard(
+    empty_store: str, monkeypatch: pytest.MonkeyPatch, error: object, kind: type[Exception]
+) -> None:
+    """Would catch a run that goes on without a record, because only a thread knew that its points are refused."""
+    monkeypatch.setattr("pfscale.tracking.runs.FLUSH_SECONDS", -1.0)
+    run = connect(empty_store, "e").start_run("train", fingerprint="abc")
+    run.flush()
+    if error == "refused":
+        _with_flaky_client(run, failures=1, code="RESOURCE_DOES_NOT_EXIST")
+    else:
+        monkeypatch.setattr(run._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(error))  # type: ignore[arg-type]
     run.log_metrics({"loss": 6.0}, step=6)
     assert run._sender is not None
     run._sender.join()
-    with pytest.raises(TrackingError):
+    with pytest.raises(kind):
         run.log_metrics({"loss": 7.0}, step=7)
 
 

@@ -24,7 +24,8 @@ from pfscale.shards.ragged import INPUT_COLUMNS, RaggedEvents, from_arrow, list_
 from pfscale.shards.schema import SPLITS
 from pfscale.shards.storage import Folder, open_folder, opened_shard
 
-_GROUPS_PER_LANE = 8  # at least: lanes are cut between row groups, and shall be about equally large
+_GROUPS_PER_LANE = 4  # at least: a lane is cut between row groups
+_LARGEST_LANE = 1.15  # of their mean
 
 
 @dataclass(frozen=True)
@@ -150,32 +151,35 @@ def plan_epoch(
     """The windows of one epoch over the events of all lanes, shuffled by (seed, epoch); each is planned when it is asked for.
 
     Row groups are shuffled and joined to windows of about `window_events` over all lanes; the events of a window are shuffled and cut into
-    steps of about equal size, none with more than `tokens_per_step` elements, of which every lane gives an equal share (an event longer
-    than that goes alone). A step is a random sample of events of any length: batches hold no padding, so there is nothing to gain from
-    steps of similar ones.
+    steps of about equal size, none with more than `tokens_per_step` elements (a longer event goes alone), of which every lane gives an
+    equal share. A step is a random sample of events of any length: batches hold no padding, so there is nothing to gain from steps of
+    similar ones.
 
     Args:
         lanes: as `deal_lanes` makes them; events of different lanes can be read by different workers.
         first_window: those before it are left out; their steps are not planned.
     """
-    num_windows = max(1, round(sum(map(len, lanes)) / window_events))
-    if len(lanes) > 1:  # every lane has a part of every window
-        num_windows = min(num_windows, *(len(_groups_of(index, lane)[0]) for lane in lanes))
-    of_lanes = [_windows_of(index, events, num_windows, _generator(seed, epoch, 0, lane)) for lane, events in enumerate(lanes)]
-    windows = filter(lambda members: sum(map(len, members)), zip(*of_lanes, strict=True))
-    for number, members in enumerate(windows):
+    count = num_windows(index, lanes, window_events)
+    of_lanes = [_windows_of(index, events, count, _generator(seed, epoch, 0, lane)) for lane, events in enumerate(lanes)]
+    for number, members in enumerate(zip(*of_lanes, strict=True)):
         if number >= first_window:
-            yield _planned(index, members, number, tokens_per_step / len(lanes), seed=seed, epoch=epoch)
+            yield _planned(index, members, number, tokens_per_step // len(lanes), seed=seed, epoch=epoch)
 
 
-def _planned(index: EventIndex, members: Sequence[NDArray[np.int64]], number: int, tokens: float, *, seed: int, epoch: int) -> Window:
+def num_windows(index: EventIndex, lanes: Sequence[NDArray[np.int64]], window_events: int) -> int:
+    """Windows of an epoch, of about `window_events` each over all lanes; fewer where a lane has fewer row groups."""
+    wanted = max(1, round(sum(map(len, lanes)) / window_events))
+    return min(wanted, *(len(_groups_of(index, lane)[0]) for lane in lanes))
+
+
+def _planned(index: EventIndex, members: Sequence[NDArray[np.int64]], number: int, tokens: int, *, seed: int, epoch: int) -> Window:
     """A window of these events of each lane, in steps to which every lane gives at most `tokens` elements."""
     orders = [_generator(seed, epoch, number, lane).permutation(len(events)) for lane, events in enumerate(members)]
     lengths = [index.num_elements[events][order] for events, order in zip(members, orders, strict=True)]
-    count = max(len(cut_by_tokens(of_lane, int(tokens))) for of_lane in lengths)
+    count = max(len(cut_by_tokens(of_lane, tokens)) for of_lane in lengths)
     first = np.cumsum([0, *map(len, members)])
     parts = [
-        [first[lane] + order[run] for run in cut_evenly(of_lane, int(tokens), count=count)]
+        [first[lane] + order[run] for run in cut_evenly(of_lane, tokens, count=count)]
         for lane, (order, of_lane) in enumerate(zip(orders, lengths, strict=True))
     ]
     steps = tuple(np.concatenate(step) for step in itertools.zip_longest(*parts, fillvalue=np.zeros(0, np.int64)))
@@ -187,21 +191,26 @@ def _generator(seed: int, epoch: int, number: int, lane: int) -> np.random.Gener
     return np.random.default_rng([seed, epoch, number, lane])
 
 
-def deal_lanes(index: EventIndex, events: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+def deal_lanes(index: EventIndex, events: NDArray[np.int64], count: int, tokens_per_step: int) -> list[NDArray[np.int64]]:
     """The events in `count` lanes of about as many elements each: whole row groups, neighbours in the files together.
 
-    Fewer lanes where there are too few row groups for lanes of about equal size; never none.
+    Fewer lanes where a lane's share of a step would not hold the longest event, or where the row groups are too few or too unequal
+    for lanes of about equal size; never none.
 
     Args:
         events: positions in the index.
     """
     starts, events = _groups_of(index, events)
-    count = max(1, min(count, len(starts) // _GROUPS_PER_LANE))
-    elements = np.add.reduceat(index.num_elements[events], starts) if len(starts) else np.zeros(0, np.int64)
-    middle = np.cumsum(elements) - elements / 2
-    lane = np.minimum((middle / max(int(elements.sum()), 1) * count).astype(int), count - 1)
+    longest = int(index.num_elements[events].max(initial=1))
+    elements = np.add.reduceat(index.num_elements[events].astype(np.int64), starts)
+    middle = (np.cumsum(elements) - elements / 2) / max(int(elements.sum()), 1)
     sizes = np.diff(np.append(starts, len(events)))
-    return [events[np.repeat(lane == number, sizes)] for number in range(count)]
+    for lanes in range(min(count, tokens_per_step // max(longest, 1), len(starts) // _GROUPS_PER_LANE), 1, -1):
+        lane = np.minimum((middle * lanes).astype(int), lanes - 1)
+        held = np.bincount(lane, elements, lanes)
+        if np.bincount(lane, minlength=lanes).min() >= _GROUPS_PER_LANE and held.max() <= _LARGEST_LANE * held.mean():
+            return [events[np.repeat(lane == number, sizes)] for number in range(lanes)]
+    return [events]
 
 
 def _groups_of(index: EventIndex, events: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -211,16 +220,23 @@ def _groups_of(index: EventIndex, events: NDArray[np.int64]) -> tuple[NDArray[np
     return np.concatenate([[0], change])[: len(events)], events
 
 
-def _windows_of(index: EventIndex, events: NDArray[np.int64], num_windows: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """The events, by whole row groups in random order, in windows of about as many each, some perhaps empty; each sorted by place."""
+def _windows_of(index: EventIndex, events: NDArray[np.int64], count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """The events, by whole row groups in random order, in windows of about as many each, at least one group in each; sorted by place.
+
+    Args:
+        count: of windows; not more than there are groups.
+    """
     starts, events = _groups_of(index, events)
     sizes = np.diff(np.append(starts, len(events)))
-    order = rng.permutation(len(starts))
+    order, position = rng.permutation(len(starts)), np.arange(len(starts))
     # by where a group's middle lies: all windows are about equally large, the last one, too
-    window = ((np.cumsum(sizes[order]) - sizes[order] / 2) / max(len(events), 1) * num_windows).astype(int)
-    for number in range(num_windows):
+    window = ((np.cumsum(sizes[order]) - sizes[order] / 2) / len(events) * count).astype(int)
+    window = np.minimum.accumulate(np.minimum(window - position, 0)) + position  # none is passed over ...
+    window[-1] = count - 1
+    window = np.maximum.accumulate((window - position)[::-1])[::-1] + position  # ... and none is left at the end
+    for number in range(count):
         groups = np.sort(order[window == number])
-        yield np.concatenate([events[:0], *(events[starts[g] : starts[g] + sizes[g]] for g in groups)])
+        yield np.concatenate([events[starts[g] : starts[g] + sizes[g]] for g in groups])
 
 
 def cut_by_tokens(lengths: NDArray[np.integer], tokens: int) -> list[NDArray[np.int64]]:
@@ -259,6 +275,22 @@ def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[
     Raises:
         ShardError: a shard is missing or torn.
     """
+    table = _read(index, events, columns)
+    return _no_events(index) if table is None else from_arrow(table)
+
+
+def read_identities(index: EventIndex, events: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Identities of the given events (positions in the index, any order), in that order.
+
+    Raises:
+        ShardError: a shard is missing or torn.
+    """
+    table = _read(index, events, ["event.uid"])
+    return np.zeros(0, np.uint64) if table is None else table.column("event").combine_chunks().field("uid").to_numpy()
+
+
+def _read(index: EventIndex, events: NDArray[np.int64], columns: Sequence[str]) -> pa.Table | None:
+    """Columns of the events, in their order; None of no events."""
     order = np.argsort(events, kind="stable")
     place = events[order]
     tables = []
@@ -268,9 +300,8 @@ def read_events(index: EventIndex, events: NDArray[np.int64], columns: Sequence[
             table = parquet.read_row_group(int(index.group[members[0]]), columns=list(columns))
         tables.append(table.take(pa.array(index.row[members])))
     if not tables:
-        return _no_events(index)
-    back = np.argsort(order, kind="stable")
-    return from_arrow(pa.concat_tables(tables).take(pa.array(back)))
+        return None
+    return pa.concat_tables(tables).take(pa.array(np.argsort(order, kind="stable")))
 
 
 def _no_events(index: EventIndex) -> RaggedEvents:

@@ -246,6 +246,11 @@ def draws(sweep: SweepConfig) -> list[Draw]:
     return list({json.dumps(draw.settings, default=str): draw for draw in found}.values())
 
 
+def cell_of(values: Mapping[str, Value], sweep: SweepConfig) -> str:
+    """The combination of values of `winners_of` that these settings compete in."""
+    return json.dumps([values.get(key) for key in sweep.winners_of], default=str)
+
+
 def repeated(draw: Draw, *, first_seed: int, count: int) -> list[Draw]:
     """The draw with `count` seeds, where it has none of its own."""
     if "seed" in draw.values:

@@ -19,11 +19,11 @@ import torch
 from pfscale.errors import ConfigError
 from pfscale.models.batch import collate
 from pfscale.models.flops import training_flops
-from pfscale.shards.dataset import EventIndex, deal_lanes, load_index, plan_epoch, select_events
+from pfscale.shards.dataset import EventIndex, load_index, plan_epoch, select_events
 from pfscale.studies.config import Draw, Question, names_of
 from pfscale.studies.head_effects import head_digest
 from pfscale.tracking.runs import Tracker
-from pfscale.training.batches import learning_events, num_lanes
+from pfscale.training.batches import lanes_of, learning_events
 from pfscale.training.checkpoint import parameters
 from pfscale.training.config import TorchEngineConfig, TrainingConfig
 from pfscale.training.downstream import HeadLaunch
@@ -150,8 +150,7 @@ def step_seconds(launch: Launch, tracker: Tracker) -> tuple[float, float]:
 def _first_steps(config: TrainingConfig, index: EventIndex, train: np.ndarray, *, count: int) -> list[np.ndarray]:
     """Events of the first steps of the first epoch; fewer where it has fewer."""
     budget = {"tokens_per_step": config.data.tokens_per_step, "window_events": config.data.window_events}
-    lanes = deal_lanes(index, train, num_lanes(config.data))
-    window = next(plan_epoch(index, lanes, **budget, seed=config.seed, epoch=0))
+    window = next(plan_epoch(index, lanes_of(index, train, config.data), **budget, seed=config.seed, epoch=0))
     return [window.events[rows] for rows in window.steps[:count]]
 
 

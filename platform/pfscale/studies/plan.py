@@ -18,7 +18,7 @@ from pfscale.models.mlpf import Mlpf
 from pfscale.ray_cluster import is_running, ray_cluster, room_on_nodes
 from pfscale.shards.dataset import load_index, select_events
 from pfscale.shards.manifest import load_manifest
-from pfscale.studies.config import AshaScheduler, Draw, Question, SweepConfig, draws, repeated
+from pfscale.studies.config import AshaScheduler, Draw, Question, SweepConfig, cell_of, draws, repeated
 from pfscale.studies.effects import require_effects, step_seconds
 from pfscale.studies.head_effects import head_cost
 from pfscale.studies.measure import PAIRED, PREFIX, measured_sample
@@ -85,7 +85,7 @@ class SweepPlan:
         sweep = self.question.sweep
         cells: dict[str, float] = {}
         for trial in self.trials:
-            cell = _cell(trial.draw, sweep)
+            cell = cell_of(trial.draw.values, sweep)
             cells[cell] = max(cells.get(cell, 0.0), trial.work)
         repeats = [work for work in cells.values() for _ in range(sweep.winners * (sweep.winner_seeds - 1))]
         own = [trial.work for trial in self.trials]
@@ -98,7 +98,8 @@ class SweepPlan:
         """Trials of winners with further seeds; fewer where some have them already."""
         sweep = self.question.sweep
         cells = _settings([trial.draw for trial in self.trials if trial.num_steps], sweep)
-        return sum(min(sweep.winners, len(settings)) for settings in cells.values()) * (sweep.winner_seeds - 1)
+        counts = [sweep.num_samples] if sweep.search == "optuna" else list(map(len, cells.values()))
+        return sum(min(sweep.winners, count) for count in counts) * (sweep.winner_seeds - 1)
 
     def table(self) -> Table:
         """What is printed before anything starts."""
@@ -147,11 +148,11 @@ def plan_sweep(question: Question) -> SweepPlan:
     _require_metric(question, [launch for launch, _ in launches])
     _require_in_time(question, [launch for launch, _ in launches])
     _require_fair(question, wanted)
-    _require_winners(question, wanted)
     if sweep.test is not None:
         measured_sample(sweep.test, launches[0][0].config.data.shards)
     varied = [tried.key for tried in require_effects(question, wanted)]
     trials = tuple(_planned(draw, launch) for draw, (launch, _) in zip(wanted, launches, strict=True))
+    _require_winners(question, trials)
     rate = _work_per_second(trials, launches[0][1])
     plan = SweepPlan(question, trials, launches[0][1], tuple(varied), 1, rate, _fingerprint(question, trials))
     return replace(plan, concurrency=concurrency_of(plan))
@@ -271,14 +272,15 @@ def _require_fair(question: Question, found: Sequence[Draw]) -> None:
         raise ConfigError(what, where=f"metric of {question.name}", hint=hint)
 
 
-def _require_winners(question: Question, found: Sequence[Draw]) -> None:
-    """Checks that there are as many settings as winners are asked for.
+def _require_winners(question: Question, trials: Sequence[Planned]) -> None:
+    """Checks that there are as many settings as winners are asked for; what is not trained does not win.
 
     Raises:
         ConfigError: fewer, in every combination that has winners of its own.
     """
     sweep = question.sweep
-    most = max(map(len, _settings(found, sweep).values()))
+    settings = _settings([trial.draw for trial in trials if trial.num_steps], sweep)
+    most = sweep.num_samples if sweep.search == "optuna" else max(map(len, settings.values()), default=0)
     if sweep.winners > most:
         what = f"{sweep.winners} winners of {most} settings" + (f" of each {', '.join(sweep.winners_of)}" if sweep.winners_of else "")
         raise ConfigError(what, where=f"winners of {question.name}", hint=f"winners: {most} at most, or more settings in the space")
@@ -289,13 +291,8 @@ def _settings(found: Sequence[Draw], sweep: SweepConfig) -> dict[str, set[str]]:
     cells: dict[str, set[str]] = {}
     for draw in found:
         settings = {key: value for key, value in draw.settings if key != "seed"}
-        cells.setdefault(_cell(draw, sweep), set()).add(json.dumps(settings, sort_keys=True, default=str))
+        cells.setdefault(cell_of(draw.values, sweep), set()).add(json.dumps(settings, sort_keys=True, default=str))
     return cells
-
-
-def _cell(draw: Draw, sweep: SweepConfig) -> str:
-    """The combination of values that a draw competes in."""
-    return json.dumps([draw.values.get(key) for key in sweep.winners_of], default=str)
 
 
 def _planned(draw: Draw, launch: Launch | HeadLaunch) -> Planned:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pfscale.studies.config import Draw, SweepConfig
+from pfscale.studies.config import Draw, SweepConfig, cell_of
 from pfscale.tracking.runs import jsonable
 
 FINISHED: Final = "finished"
@@ -84,9 +84,9 @@ def winners(rows: Iterable[Row], sweep: SweepConfig) -> list[list[Row]]:
     """The settings that are repeated with further seeds, each with the rows that it has: the best by the mean over their seeds, or the best
     of every combination of the values of `winners_of`."""
     own = [row for row in rows if row.group not in (WINNER, CONTROL) and (row.elements or row.status != FINISHED)]
-    cells: dict[tuple[Any, ...], list[list[Row]]] = {}
+    cells: dict[str, list[list[Row]]] = {}
     for same in settings_by_mean(own, sweep):
-        cells.setdefault(tuple(same[0][key] for key in sweep.winners_of), []).append(same)
+        cells.setdefault(cell_of(same[0].settings, sweep), []).append(same)
     return [same for found in cells.values() for same in found[: sweep.winners]]
 
 

@@ -166,8 +166,8 @@ class Tracker:
 class RunLogger:
     """Writes to one MLflow run.
 
-    Metrics are buffered and sent in the background: a training never waits for a slow server. `flush` and `end` send the rest here and
-    now, and what a dead server did not take is kept and sent later.
+    Metrics are buffered and sent in the background: between its checkpoints a training does not wait for a slow server. `flush` and
+    `end` send the rest here and now, and what a dead server did not take is kept and sent later.
     """
 
     def __init__(self, tracker: Tracker, run_id: str) -> None:
@@ -176,7 +176,7 @@ class RunLogger:
         self._lock = threading.Lock()  # of the points and what is known of the store
         self._sending = threading.Lock()  # of the store: points arrive there in their order
         self._sender: threading.Thread | None = None
-        self._refusal: TrackingError | None = None
+        self._refusal: Exception | None = None
         self._points: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
         self._next_flush = time.monotonic() + FLUSH_SECONDS
         self._is_store_away = False
@@ -231,7 +231,7 @@ class RunLogger:
     def _flush_beside(self) -> None:
         try:
             self.flush()
-        except TrackingError as error:
+        except Exception as error:  # told by the next call of log_metrics
             self._refusal = error
 
     def flush(self) -> bool:
@@ -251,7 +251,7 @@ class RunLogger:
                     reason = str(error).splitlines()[0]
                     if error.error_code in REFUSALS:
                         raise TrackingError(reason, where=shown(self.tracker.uri)) from error
-                    warnings.warn(f"{len(self._points)} points wait for {shown(self.tracker.uri)}: {reason}", RuntimeWarning, stacklevel=3)
+                    warnings.warn(f"{len(self._points)} points wait for {shown(self.tracker.uri)}: {reason}", RuntimeWarning, stacklevel=2)
                     with self._lock:
                         self._is_store_away, self._next_flush = True, time.monotonic() + AWAY_SECONDS
                     return False

@@ -6,6 +6,7 @@ A step is planned globally: it has the same events whatever the number of worker
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -21,7 +22,7 @@ from pfscale.errors import InputFileError, TrainingError
 from pfscale.models.batch import Batch, collate
 from pfscale.models.inputs import require_momenta
 from pfscale.shards.cache import cached_events
-from pfscale.shards.dataset import EventIndex, Window, cut_by_tokens, deal_lanes, plan_epoch, read_events
+from pfscale.shards.dataset import EventIndex, Window, cut_by_tokens, deal_lanes, num_windows, plan_epoch, read_events
 from pfscale.shards.ragged import INPUT_COLUMNS, TARGET_COLUMNS, RaggedEvents
 from pfscale.training.config import DataConfig
 from pfscale.training.reading import ReadLog
@@ -30,7 +31,7 @@ from pfscale.training.session import World
 T = TypeVar("T")
 LEARNING_COLUMNS = (*INPUT_COLUMNS, *TARGET_COLUMNS)
 _STEPS_AHEAD = 2
-_TOKENS_PER_LANE = 16_384  # of a step, where the config says nothing
+_TOKENS_PER_LANE = 4096  # of a step, where the config says nothing
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,17 @@ class Step:
         events: (E,) positions in the index of the whole step's events, all workers'.
         lengths: (E,) elements of the same.
         following: the place of the next step, or of none that is left in this window.
+        is_first: of its window, or of what is left of it.
+        problem: what is wrong with the events that this worker has read for the window; then the step is empty. With the first step of a
+            window all workers must agree on it (`agree_on`): others have read other events.
     """
 
     passes: tuple[Batch, ...]
     events: NDArray[np.int64]
     lengths: NDArray[np.int64]
     following: Place = Place()
+    is_first: bool = False
+    problem: TrainingError | None = None
 
     @property
     def num_elements(self) -> int:
@@ -89,8 +95,8 @@ def _steps(
     read_log: ReadLog | None,
 ) -> Iterator[Step]:
     """As `training_steps`, each made when it is asked for; the next window is read while this one is used."""
-    lanes = deal_lanes(index, train, num_lanes(config))
-    mine = np.array([world.rank in workers_of(lane, len(lanes), world.world_size) for lane in range(len(lanes))])
+    lanes = lanes_of(index, train, config)
+    mine = np.isin(np.arange(len(lanes)), lanes_of_worker(world.rank, len(lanes), world.world_size))
 
     def read(window: Window, epoch: int) -> RaggedEvents:
         members, begin = window.events[mine[window.lane]], time.perf_counter()
@@ -108,17 +114,32 @@ def _steps(
             current = following
 
 
-def num_lanes(config: DataConfig) -> int:
-    """Lanes that the config asks for."""
-    return config.lanes or max(1, config.tokens_per_step // _TOKENS_PER_LANE)
+def lanes_of(index: EventIndex, train: NDArray[np.int64], config: DataConfig) -> list[NDArray[np.int64]]:
+    """The events in the lanes that the config asks for."""
+    count = config.lanes or max(1, config.tokens_per_step // _TOKENS_PER_LANE)
+    return deal_lanes(index, train, count, config.tokens_per_step)
 
 
-def workers_of(lane: int, num_lanes: int, num_workers: int) -> range:
-    """The workers that take events of a lane: one that has others, too, or several that share it."""
-    if num_workers <= num_lanes:
-        worker = lane * num_workers // num_lanes
-        return range(worker, worker + 1)
-    return range(-(-lane * num_workers // num_lanes), -(-(lane + 1) * num_workers // num_lanes))
+def held_events(index: EventIndex, train: NDArray[np.int64], config: DataConfig, num_workers: int) -> float:
+    """Events of a window that a worker holds, the one with the most."""
+    lanes = lanes_of(index, train, config)
+    most = max(len(lanes_of_worker(rank, len(lanes), num_workers)) for rank in range(num_workers))
+    return most / len(lanes) * len(train) / num_windows(index, lanes, config.window_events)
+
+
+def lanes_of_worker(rank: int, num_lanes: int, num_workers: int) -> list[int]:
+    """Lanes that a worker takes events of, alone or with others."""
+    return [lane for lane in range(num_lanes) if rank in _workers_of(lane, num_lanes, num_workers)]
+
+
+def _workers_of(lane: int, num_lanes: int, num_workers: int) -> NDArray[np.int64]:
+    """Who takes each of the equal shares that a lane's part of a step is dealt to.
+
+    There are as many shares of all lanes as workers and lanes divide: every worker has as many, of lanes that are neighbours.
+    """
+    shares = math.lcm(num_lanes, num_workers)
+    per_lane = shares // num_lanes
+    return (lane * per_lane + np.arange(per_lane)) // (shares // num_workers)
 
 
 def learning_events(index: EventIndex, members: NDArray[np.int64], cache: str = "") -> RaggedEvents:
@@ -128,7 +149,7 @@ def learning_events(index: EventIndex, members: NDArray[np.int64], cache: str = 
         cache: folder of decoded events; empty: they are read from the shards.
 
     Raises:
-        TrainingError: an event that no model can take; all workers read the same events, so all of them stop.
+        TrainingError: an event that no model can take.
     """
     events = cached_events(index, members, cache) if cache else read_events(index, members, LEARNING_COLUMNS)
     events = replace(events, table=pa.table({}))  # windows of events are kept
@@ -149,13 +170,19 @@ def _steps_of(
     world: World,
     tokens_per_pass: int | None,
 ) -> Iterator[Step]:
-    events = future.result()
     lengths = index.num_elements[window.events]
     local = np.cumsum(mine[window.lane]) - 1  # of the window's events among those that were read
     for number, rows in enumerate(window.steps[place.step :], place.step):
+        is_first = number == place.step
+        step = Step((), window.events[rows], lengths[rows].astype(np.int64), replace(place, step=number + 1), is_first)
+        if is_first:
+            try:
+                events = future.result()
+            except TrainingError as error:
+                yield replace(step, problem=error)
+                return
         parts = worker_passes(lengths, rows, world, tokens_per_pass, lane=window.lane, num_lanes=len(mine))
-        passes = tuple(collate(events, local[part]) for part in parts)
-        yield Step(passes, window.events[rows], lengths[rows].astype(np.int64), replace(place, step=number + 1))
+        yield replace(step, passes=tuple(collate(events, local[part]) for part in parts))
 
 
 def _windows(
@@ -188,7 +215,7 @@ def worker_passes(
     of_rows = np.zeros(len(rows), np.int64) if lane is None else lane[rows]
     shares: list[list[NDArray[np.int64]]] = [[] for _ in range(world.world_size)]
     for number in range(num_lanes):
-        workers, members = workers_of(number, num_lanes, world.world_size), rows[of_rows == number]
+        workers, members = _workers_of(number, num_lanes, world.world_size), rows[of_rows == number]
         for worker, share in zip(workers, deal(lengths[members], len(workers)), strict=True):
             shares[worker].append(members[share])
     whole = [np.concatenate([rows[:0], *share]) for share in shares]

@@ -30,8 +30,8 @@ class DataConfig(Config):
     lanes: int | None = Field(
         None,
         ge=1,
-        description="parts of the data that different workers can read, each in every step; empty: one per 16,384 elements of a step; "
-        "fewer where there are fewer than 8 row groups for each",
+        description="parts of the data that different workers can read, each in every step; empty: one per 4,096 elements of a step; "
+        "fewer where there are too few row groups for lanes of equal size",
     )
 
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,14 @@ class Guard:
         folder = self.folder / f"incident-{number:09d}"
         folder.mkdir(parents=True, exist_ok=True)
         self.save_model(folder / MODEL)
-        uid = self.uid_of(step.events)
+        named = ", ".join(f"{event} of the index" for event in step.events[:_EVENTS_NAMED])
         if self.is_first:
-            events = {"data": self.data, "events": step.events.tolist(), "uid": uid.tolist()}
-            found = {"what": what, "step": number, **numbers, **events}
+            found = {"what": what, "step": number, **numbers, "data": self.data, "events": step.events.tolist()}
             (folder / INCIDENT).write_text(json.dumps(found, indent=1))
             (folder / CONFIG).write_text(dump_yaml(loggable(self.config)))
-        named = ", ".join(f"uid:{u}" for u in uid[:_EVENTS_NAMED])
-        more = f" and {len(uid) - _EVENTS_NAMED} more" if len(uid) > _EVENTS_NAMED else ""
+            with suppress(PfscaleError, OSError):  # the store may be what is wrong
+                named = ", ".join(f"uid:{uid}" for uid in self.uid_of(step.events[:_EVENTS_NAMED]))
+        more = f" and {len(step.events) - _EVENTS_NAMED} more" if len(step.events) > _EVENTS_NAMED else ""
         hint = f"see which events did it: python -m pfscale.training.replay {folder}; {advice}"
         raise DivergedError(what, where=f"events {named}{more}", hint=hint)
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
+from numpy.typing import NDArray
 
 from pfscale import __version__
 from pfscale.config import dump_yaml
@@ -27,6 +29,7 @@ from pfscale.tracking.card import as_description, metrics_of_note, write_card
 from pfscale.tracking.lineage import ancestors
 from pfscale.tracking.registry import ModelVersion, register_model, resolve
 from pfscale.tracking.runs import RunLogger, Tracker, ended
+from pfscale.training.batches import held_events
 from pfscale.training.checkpoint import BEST, LoopState, read_state
 from pfscale.training.config import TrainingConfig, loggable
 from pfscale.training.engine import Weights
@@ -122,7 +125,7 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
     """
     config = launch.config
     index = load_index(config.data.shards)
-    select_events(index, "train", config.data.num_events)  # both raise before any worker starts
+    train = select_events(index, "train", config.data.num_events)  # both raise before any worker starts
     validation_events(index, config.data.num_validation_events)
     folder = launch.folder
     with claimed(folder):
@@ -130,13 +133,14 @@ def run_training(launch: Launch, tracker: Tracker) -> Run:
         if finished is not None:
             return _registered_as_asked(launch, tracker, finished)
         require_same_place(folder, config.run.num_workers)
-        return _train(launch, tracker, index, folder)
+        return _train(launch, tracker, index, train, folder)
 
 
-def _train(launch: Launch, tracker: Tracker, index: EventIndex, folder: Path) -> Run:
+def _train(launch: Launch, tracker: Tracker, index: EventIndex, train: NDArray[np.int64], folder: Path) -> Run:
     config, manifest = launch.config, index.manifest
     with ray_cluster() if config.run.num_workers else nullcontext():
-        preflight(config, launch.model, folder, tracker.uri, index.num_elements)
+        held = held_events(index, train, config.data, max(1, config.run.num_workers))
+        preflight(config, launch.model, folder, tracker.uri, index.num_elements, held)
         subset = f"{config.data.num_events or 'all'} training events"
         tags = {"pfscale.verb": launch.verb, "pfscale.detector": manifest.detector, "pfscale.data": manifest.hash, "pfscale.subset": subset}
         logger = started(launch, tracker, {**tags, "pfscale.backbone": launch.backbone})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pfscale.models.bundle import MLPF_KIND, Bundle, load_bundle, save_bundle
 from pfscale.models.mlpf import Mlpf, MlpfConfig
-from pfscale.shards.dataset import EventIndex, load_index, read_events, select_events
+from pfscale.shards.dataset import EventIndex, load_index, read_events, read_identities, select_events
 from pfscale.shards.ragged import INPUT_COLUMNS
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import RunLogger, Tracker
@@ -31,7 +31,7 @@ from pfscale.training.meter import CHECKPOINT, DATA, EVALUATION, LOGGING, WORK, 
 from pfscale.training.module import TaskModule
 from pfscale.training.progress import forget_evaluations, write_evaluation, write_progress
 from pfscale.training.reading import ReadLog
-from pfscale.training.session import Session, sum_over_workers
+from pfscale.training.session import Session, agree_on, sum_over_workers
 from pfscale.training.validation import Validation, evaluate_loss, first_not_finite, validation_events
 
 _NORMALISATION_EVENTS = 2000
@@ -111,7 +111,7 @@ class _Training:
             inputs.folder,
             self.state.losses,
             data=index.manifest.hash,
-            uid_of=lambda events: read_events(index, events).uid,
+            uid_of=lambda events: read_identities(index, events),
             save_model=self._save_model,
             is_first=session.rank == 0,
         )
@@ -129,6 +129,8 @@ class _Training:
             while not is_ending:
                 with self.meter.time(DATA):
                     step = next(steps)
+                    if step.is_first:
+                        agree_on(step.problem, self.session)
                 with self.meter.time(WORK), explained_memory(step):
                     is_stopping = self._step(step)
                 self.meter.count(step.lengths.tolist())

@@ -14,7 +14,6 @@ from pfscale.errors import ResourceError
 from pfscale.models.memory import PROCESS, WINDOW, activation_bytes, checkpoint_bytes, count_from, state_bytes
 from pfscale.models.mlpf import MlpfConfig
 from pfscale.ray_cluster import require_resources, room_on_nodes
-from pfscale.training.batches import num_lanes
 from pfscale.training.config import DeepSpeedEngineConfig, TrainingConfig
 from pfscale.training.probe import Findings, probe
 
@@ -46,17 +45,17 @@ class Need:
         return PROCESS + self.state + self.activations + self.window
 
 
-def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, lengths: NDArray[np.integer[Any]]) -> Need:
+def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, lengths: NDArray[np.integer[Any]], held: float | None = None) -> Need:
     """By formula (`pfscale.models.memory`), from the config and the lengths of the events alone.
 
     Args:
         lengths: (E,) elements of the data set's events.
+        held: events of a window that a worker holds; None: all of `data.window_events`.
     """
     longest = int(lengths.max())
     num_events = min(config.data.num_events or len(lengths), len(lengths))
     num_parameters, num_workers = count_from(model), max(1, config.run.num_workers)
-    window = num_events / max(1, round(num_events / config.data.window_events))  # as they are cut
-    window /= min(num_workers, num_lanes(config.data))
+    window = min(num_events, config.data.window_events) if held is None else held
     has_average = config.optimisation.ema_decay > 0
     zero_stage = config.engine.zero_stage if isinstance(config.engine, DeepSpeedEngineConfig) else None
     share = math.ceil(config.data.tokens_per_step / num_workers)
@@ -72,20 +71,27 @@ def what_a_worker_needs(config: TrainingConfig, model: MlpfConfig, lengths: NDAr
     )
 
 
-def preflight(config: TrainingConfig, model: MlpfConfig, folder: Path, tracking_uri: str, lengths: NDArray[np.integer[Any]]) -> None:
+def preflight(
+    config: TrainingConfig,
+    model: MlpfConfig,
+    folder: Path,
+    tracking_uri: str,
+    lengths: NDArray[np.integer[Any]],
+    held: float | None = None,
+) -> None:
     """Returns when the training can start; with workers, a Ray cluster is connected. Costs a second or two.
 
     Memory is not checked with run.use_gpu: what counts there is the accelerator's.
 
     Args:
         folder: of the run, there already.
-        lengths: (E,) elements of the data set's events.
+        lengths, held: as `what_a_worker_needs`.
 
     Raises:
         ResourceError: too few CPUs, too little memory or disk, a folder that a worker cannot write to.
         TrackingError: a worker does not reach the tracking store.
     """
-    run, need = config.run, what_a_worker_needs(config, model, lengths)
+    run, need = config.run, what_a_worker_needs(config, model, lengths, held)
     if run.num_workers == 0:
         machines = [(probe(str(folder), tracking_uri), 1)]  # drafts of checkpoints lie beside them
     else:

@@ -105,13 +105,13 @@ def replay(folder: str | Path, *, shards: str | None = None) -> Incident:
     try:
         found = json.loads((folder / INCIDENT).read_text())
         values = yaml.safe_load((folder / CONFIG).read_text())
-        positions, uid = np.array(found["events"], np.int64), np.array(found["uid"], np.uint64)
+        positions = np.array(found["events"], np.int64)
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         hint = "name the folder that the error of the training names: <run>/incident-<step>"
         raise InputFileError(f"no complete incident there ({error})", where=str(folder), hint=hint) from None
     config = TrainingConfig(**{name: values[name] for name in TrainingConfig.model_fields})
     shards = shards or config.data.shards
-    events = _same_events(shards, positions, uid, data=found["data"])
+    events = _same_events(shards, positions, data=found["data"])
     model = load_bundle(folder / MODEL).model
     model.encoder.block_dtype = torch.bfloat16 if config.precision == "bf16" else None
     module = TaskModule(model, config.task, trainable="all").eval()
@@ -119,16 +119,13 @@ def replay(folder: str | Path, *, shards: str | None = None) -> Incident:
     return Incident(found["what"], shards, tuple(sorted(losses, key=lambda event: event.badness, reverse=True)))
 
 
-def _same_events(shards: str, positions: NDArray[np.int64], uid: NDArray[np.uint64], *, data: str) -> RaggedEvents:
-    """The events at these positions, which must be those that the training saw."""
+def _same_events(shards: str, positions: NDArray[np.int64], *, data: str) -> RaggedEvents:
+    """The events at these positions of the data set that the training saw."""
     index = load_index(shards)
     hint = "give the folder of the data set that the training learned from: --shards DIR"
     if index.manifest.hash != data:
         raise ShardError(f"another data set than that of the training ({index.manifest.hash}, not {data})", where=shards, hint=hint)
-    events = read_events(index, positions, (*LEARNING_COLUMNS, *_NAMES))
-    if not np.array_equal(events.uid, uid):
-        raise ShardError("the events at these places are others than the training saw", where=shards, hint=hint)
-    return events
+    return read_events(index, positions, (*LEARNING_COLUMNS, *_NAMES))
 
 
 def _event_loss(module: nn.Module, events: RaggedEvents, number: int) -> EventLoss:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pfscale.errors import ResourceError
+from pfscale.errors import PfscaleError, ResourceError
 
 STOP = "stop"  # a file of this name in a run's folder asks the training to commit a checkpoint and end
 _UPLOADS_AT_ONCE = 2
@@ -80,6 +80,20 @@ def sum_over_workers(values: Tensor, world: World) -> None:
         there = values.to(world.device)
         dist.all_reduce(there)
         values.copy_(there)
+
+
+def agree_on(problem: PfscaleError | None, world: World) -> None:
+    """Tells all workers of what one of them has found (collective).
+
+    Raises:
+        PfscaleError: the problem of the first that has one, the same on all workers.
+    """
+    problems: list[PfscaleError | None] = [problem] * world.world_size
+    if world.world_size > 1:
+        dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise found
 
 
 class Wish:

@@ -27,11 +27,13 @@ GUILTY = 40  # of the synthetic events; a training event
 def damaged(shards: Path, folder: Path, change: Callable[[dict[str, Any]], None], *, guilty: int = GUILTY, split: str = "train") -> Path:
     """A copy of a data set in which one event was changed."""
     shutil.copytree(shards, folder)
-    path = folder / "events_000000.parquet"
+    index = load_index(folder)
+    path = index.files[index.shard[guilty]]
     table = pq.read_table(path)
     rows = table.to_pylist()
-    assert rows[guilty]["event"]["split"] == split
-    change(rows[guilty])
+    (row,) = [row for row in rows if row["event"]["uid"] == guilty]
+    assert row["event"]["split"] == split
+    change(row)
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path, row_group_size=32)
     return folder
 

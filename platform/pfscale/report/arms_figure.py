@@ -32,10 +32,12 @@ def arm_curves(points: Sequence[ArmPoint], *, metric: str, unit: str = "", basel
     for i, arm in enumerate(arms):
         style = look(arm, among=arms)
         groups = [[p.value for p in points if p.arm == arm and p.labels == tick] for tick in ticks]
-        x = np.array([number for number, group in enumerate(groups) if group]) + 0.06 * (i - len(arms) / 2)
+        x = np.array([number for number, group in enumerate(groups) if group]) + 0.02 * (i - (len(arms) - 1) / 2)
         mean = [float(np.mean(group)) for group in groups if group]
         spread = [float(np.std(group, ddof=1)) if len(group) > 1 else 0.0 for group in groups if group]
-        axes.errorbar(x, mean, spread, color=style.colour, marker=style.marker, linestyle=style.line, label=style.label)
+        axes.errorbar(
+            x, mean, spread, color=style.colour, marker=style.marker, fillstyle=style.fill, linestyle=style.line, label=style.label
+        )
         numbers[arm] = {"labels": [tick for tick, group in zip(ticks, groups, strict=True) if group], "mean": mean, "spread": spread}
     if baseline is not None:
         axes.axhline(baseline, color="black", linestyle=":", label="without the task")

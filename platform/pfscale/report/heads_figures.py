@@ -58,8 +58,9 @@ def binned_bands(curves: Mapping[str, Sequence[Floats]], *, edges: Sequence[floa
         style = look(arm, among=list(curves))
         stacked = np.stack(seeds)
         mean, spread = stacked.mean(0), stacked.std(0, ddof=1) if len(seeds) > 1 else np.zeros(stacked.shape[1])
-        offset = (i - len(curves) / 2) * 0.01 * (edges[-1] - edges[0])
-        axes.errorbar(centres + offset, mean, spread, color=style.colour, marker=style.marker, linestyle=style.line, label=style.label)
+        offset = 0.03 * (i - (len(curves) - 1) / 2) * np.diff(edges)
+        x, colour = centres + offset, style.colour
+        axes.errorbar(x, mean, spread, color=colour, marker=style.marker, fillstyle=style.fill, linestyle=style.line, label=style.label)
         numbers[arm] = {"mean": mean, "spread": spread}
     axes.set(xlabel=axis_label(variable, "GeV"), ylabel=axis_label(metric, unit))
     if curves:

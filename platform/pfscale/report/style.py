@@ -6,9 +6,9 @@ Colours are those of Okabe and Ito (told apart by colour-blind readers); line an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib
 import mplhep
@@ -39,12 +39,13 @@ _RC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """Name in legends, colour, marker and line of one curve."""
+    """Name in legends, colour, marker (hollow or not) and line of one curve."""
 
     label: str
     colour: str
     marker: str
     line: str
+    fill: Literal["full", "none"] = "full"
 
 
 _LOOKS = {
@@ -58,15 +59,26 @@ _LOOKS = {
     "zero-shot": Look("zero-shot", "#009E73", "v", ":"),
     "train": Look("training", "#56B4E9", "", "-"),
     "validation": Look("validation", "#0072B2", "o", "-"),
+    "kinematics": Look("kinematics", "#000000", "s", "-"),
+    "kinematics+tracks": Look("kinematics+tracks", "#009E73", "^", "-"),
+    "kinematics+latents": Look("kinematics+latents", "#0072B2", "o", "-"),
+    "kinematics+tracks+latents": Look("kinematics+tracks+latents", "#CC79A7", "D", "-"),
+    "latents-linear": Look("latents-linear", "#D55E00", "v", "-"),
+    "as reconstructed": Look("as reconstructed", "#999999", "P", ":"),
+    "plain sum": Look("plain sum", "#999999", "P", ":"),
 }
-_SPARE_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442")
-_SPARE_MARKERS = ("P", "X", "D", "<", ">")
+_STATES = {" (random-frozen)": "--", " (finetuned)": "-."}  # of a backbone: the arm's colour, another line and hollow markers
+_SPARE_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#0072B2", "#000000", "#F0E442")
+_SPARE_MARKERS = ("P", "X", "D", "<", ">", "o", "s", "v")
 
 
 def look(key: str, *, among: Sequence[str] = ()) -> Look:
     """The look of a curve: by role where `key` has one, else a spare one by its place among the other unknown keys."""
     if key in _LOOKS:
         return _LOOKS[key]
+    for state, line in _STATES.items():
+        if key.endswith(state) and key.removesuffix(state) in _LOOKS:
+            return replace(_LOOKS[key.removesuffix(state)], label=key, line=line, fill="none")
     unknown = [k for k in among if k not in _LOOKS]
     i = unknown.index(key) if key in unknown else 0
     return Look(key, _SPARE_COLOURS[i % len(_SPARE_COLOURS)], _SPARE_MARKERS[i % len(_SPARE_MARKERS)], "-")

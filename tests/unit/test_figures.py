@@ -30,6 +30,7 @@ from pfscale.report.event_figures import (
 )
 from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
 from pfscale.report.particle_figures import confusion_matrix, particle_energies, particle_rates
+from pfscale.report.style import look
 
 CLASSES = ("none", "211", "130", "22", "11", "13")
 OF_EVENTS = [jet_response, jet_resolution_vs_pt, jet_resolution_vs_eta, jet_matching, met_resolution, visible_energy]
@@ -208,3 +209,16 @@ def test_physics_and_figures_import_no_cluster_library() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == []
+
+
+def test_arms_are_told_apart_and_controls_belong_to_their_arm() -> None:
+    """Catches two curves of one colour, and an untrained control that looks like an arm of its own."""
+    arms = ["kinematics", "kinematics+tracks", "kinematics+latents", "kinematics+tracks+latents", "latents-linear"]
+    assert len({look(arm, among=arms).colour for arm in arms}) == len(arms)
+    for arm in arms[2:]:
+        trained, control = look(arm, among=arms), look(f"{arm} (random-frozen)", among=arms)
+        assert (control.colour, control.marker) == (trained.colour, trained.marker)
+        assert (control.line, control.fill) != (trained.line, trained.fill)
+        assert control.label == f"{arm} (random-frozen)"
+    flavours = ["b", "c", "g", "s", "tau", "ud"]
+    assert len({look(name, among=flavours).colour for name in flavours}) == len(flavours)

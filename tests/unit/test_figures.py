@@ -29,6 +29,7 @@ from pfscale.report.event_figures import (
     visible_energy,
 )
 from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
+from pfscale.report.heads_figures import roc_bands
 from pfscale.report.particle_figures import confusion_matrix, particle_energies, particle_rates
 from pfscale.report.style import look
 
@@ -222,3 +223,13 @@ def test_arms_are_told_apart_and_controls_belong_to_their_arm() -> None:
         assert control.label == f"{arm} (random-frozen)"
     flavours = ["b", "c", "g", "s", "tau", "ud"]
     assert len({look(name, among=flavours).colour for name in flavours}) == len(flavours)
+
+
+def test_no_rejection_is_claimed_from_a_handful_of_jets() -> None:
+    """Catches a rejection of 100,000 that says only that no background jet was left."""
+    efficiencies = np.linspace(0.3, 1.0, 71)
+    curve = np.where(efficiencies < 0.65, 0.0, efficiencies**4)
+    _, numbers = roc_bands({"kinematics": [curve]}, efficiencies=efficiencies, signal="b", background="c", num_background=200)
+    found = numbers["kinematics"]["rejection"]
+    assert found["0.5"] is None
+    assert found["0.8"] == pytest.approx(1 / 0.8**4, rel=0.02)

@@ -12,25 +12,30 @@ from pfscale.physics.classification import EFFICIENCIES
 from pfscale.report.style import Drawn, axis_label, look, new_figure, say_empty, styled
 
 _POINTS_SHOWN = 4000  # of a scatter plot
+_FEWEST_PASSING = 10  # background jets
 Floats = NDArray[np.float64]
 
 
 @styled
-def roc_bands(curves: Mapping[str, Sequence[Floats]], *, efficiencies: Floats, signal: str, background: str) -> Drawn:
+def roc_bands(curves: Mapping[str, Sequence[Floats]], *, efficiencies: Floats, signal: str, background: str, num_background: int) -> Drawn:
     """Background efficiency against signal efficiency: one line per arm, the mean over seeds, and a band of one standard deviation.
+
+    Where fewer than ten background jets are left nothing is drawn, and no rejection is given.
 
     Args:
         curves: arm -> per seed, the background efficiency at each signal efficiency.
+        num_background: jets that the background efficiency is a fraction of.
     """
     figure = new_figure(width=6.6, height=5.4)
     axes = figure.subplots()
     numbers: dict[str, Any] = {"efficiencies": efficiencies.tolist()}
     for arm, seeds in curves.items():
         style = look(arm, among=list(curves))
-        stacked = np.maximum(np.stack(seeds), 1e-5)
+        stacked = np.stack(seeds)
         mean, spread = stacked.mean(0), stacked.std(0, ddof=1) if len(seeds) > 1 else np.zeros(stacked.shape[1])
+        mean = np.where(mean * num_background >= _FEWEST_PASSING, mean, np.nan)
         axes.plot(efficiencies, mean, color=style.colour, linestyle=style.line, label=style.label)
-        axes.fill_between(efficiencies, np.maximum(mean - spread, 1e-5), mean + spread, color=style.colour, alpha=0.2, linewidth=0)
+        axes.fill_between(efficiencies, np.maximum(mean - spread, 0.1 * mean), mean + spread, color=style.colour, alpha=0.2, linewidth=0)
         at = [1 / float(np.interp(e, efficiencies, mean)) for e in EFFICIENCIES]
         numbers[arm] = {"mean": mean, "spread": spread, "rejection": dict(zip(map(str, EFFICIENCIES), at, strict=True))}
     axes.set(

@@ -84,7 +84,10 @@ def _rocs(by_arm: Mapping[str, Sequence[Mapping[str, NDArray]]]) -> dict[str, Dr
                 probability = np.log(np.maximum(one["predictions"][rows].astype(np.float64), 1e-12))
                 curve = roc(probability[:, s] - probability[:, b], one["class"][rows] == s, _EFFICIENCIES)
                 curves.setdefault(arm, []).append(curve)
-        figures[f"roc_{signal}_vs_{background}"] = roc_bands(curves, efficiencies=_EFFICIENCIES, signal=signal, background=background)
+        count = int((next(iter(by_arm.values()))[0]["class"] == b).sum())
+        figures[f"roc_{signal}_vs_{background}"] = roc_bands(
+            curves, efficiencies=_EFFICIENCIES, signal=signal, background=background, num_background=count
+        )
     return figures
 
 

@@ -195,6 +195,17 @@ def test_a_stopped_head_ends_where_an_unbroken_one_does(
         assert torch.equal(load_head(resumed.checkpoint).module.state_dict()[name], value), name
 
 
+def test_a_head_that_a_sweep_has_trained_is_registered_when_asked_for(made: tuple[Path, RunConfig, Path]) -> None:
+    """Catches a winner that has no way into the registry, because it is found finished."""
+    wanted = head(made, task={"kind": "missing_momentum"}, arm="latents-linear", seed=7)
+    first = downstream(wanted)
+    assert first.model is None
+    again = downstream(wanted.model_copy(update={"register_as": "auto"}))
+    assert again.resumed
+    assert again.model is not None
+    assert (again.model.name, again.model.tags["headline"].split()[0]) == ("missing-momentum-clic", "met_resolution")
+
+
 def test_mistakes_are_told(made: tuple[Path, RunConfig, Path], make_shards: Shards) -> None:
     """Catches mistakes that are found late, or turned into something that was not asked for."""
     with pytest.raises(ShardError, match="trained on clic"):

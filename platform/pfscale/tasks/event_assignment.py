@@ -115,7 +115,8 @@ class EventAssignment:
         )
         return found
 
-    def headline(self) -> str:
+    @staticmethod
+    def headline() -> str:
         return "event_inefficiency"
 
     def _log_probabilities(self, outputs: SetOutputs, mask_BN: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ class JetEnergy:
             found[f"{prefix}energy_response_median"] = summary.median
         return found
 
-    def headline(self) -> str:
+    @staticmethod
+    def headline() -> str:
         return "energy_response_iqr_over_median"
 
     @staticmethod

@@ -127,7 +127,8 @@ class JetFlavour:
         found["accuracy"] = _mean((predictions.argmax(1) == label).astype(np.float64), examples.event, bootstrap)
         return found
 
-    def headline(self) -> str:
+    @staticmethod
+    def headline() -> str:
         return "cross_entropy"
 
 

@@ -98,5 +98,6 @@ class MissingMomentum:
             }
         return found
 
-    def headline(self) -> str:
+    @staticmethod
+    def headline() -> str:
         return "met_resolution"

@@ -103,7 +103,8 @@ class DownstreamTask(Protocol):
         """Figures of merit with errors; `baseline/...`: of what there is without the task."""
         ...
 
-    def headline(self) -> str:
+    @staticmethod
+    def headline() -> str:
         """The one metric that arms are compared by."""
         ...
 

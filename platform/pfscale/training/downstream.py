@@ -32,7 +32,7 @@ from pfscale.tasks.arms import Arm, has_latents, set_data
 from pfscale.tasks.downstream import TASKS, TaskConfig
 from pfscale.tasks.missing_momentum import MissingMomentumConfig
 from pfscale.tasks.sets import DownstreamTask, Examples, SetData
-from pfscale.tracking.registry import register_model, weights_digest
+from pfscale.tracking.registry import ModelVersion, register_model, weights_digest
 from pfscale.tracking.runs import RunLogger, Tracker, connect, ended
 from pfscale.training.config import OptimisationConfig, loggable
 from pfscale.training.heads import Elements, HeadData, HeadModule, HeadTraining, described, predictions, train_head
@@ -181,7 +181,11 @@ def downstream(config: DownstreamConfig) -> Run:
     launch, tracker = heading(config)
     with claimed(launch.folder):
         finished = read_finished(launch.folder, tracker, launch.fingerprint)
-        return finished or _train(launch, tracker)
+        if finished is None:
+            return _train(launch, tracker)
+        assert finished.checkpoint is not None
+        version = _register(launch, tracker, finished.run_id, finished.checkpoint)  # by a sweep, say, or under another name
+        return replace(finished, model=version or finished.model)
 
 
 def heading(config: DownstreamConfig) -> tuple[HeadLaunch, Tracker]:
@@ -372,17 +376,24 @@ def _finish(launch: HeadLaunch, tracker: Tracker, logger: RunLogger, training: H
         "pfscale": __version__,
     }
     bundle = save_bundle(launch.folder / "model", config, training.module.state_dict(), card)
-    version = None
-    if config.register_as:
-        name = f"{TASKS[type(config.task)].name}-{manifest.detector}" if config.register_as == "auto" else config.register_as
-        tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb", "task", "arm", "state")}
-        headline = f"test/{training.module.task.headline()}"
-        tags["events"] = str(config.data.num_events or manifest.splits["train"])
-        tags["headline"] = f"{headline.removeprefix('test/')} {metrics.get(headline, float('nan')):.4g}"
-        version = register_model(tracker, run_id=logger.run_id, bundle=bundle, name=name, tags=tags)
+    version = _register(launch, tracker, logger.run_id, bundle)
     run = Run(logger.run_id, launch.name, launch.fingerprint, metrics, bundle, version, logger.link)
     write_finished(run)
     return run
+
+
+def _register(launch: HeadLaunch, tracker: Tracker, run_id: str, bundle: Path) -> ModelVersion | None:
+    """The registered version of a finished head, None where none is asked for."""
+    config, manifest = launch.config, launch.plan.manifest
+    if not config.register_as:
+        return None
+    card = read_bundle(bundle, kind=HEAD_KIND).card
+    name = f"{TASKS[type(config.task)].name}-{manifest.detector}" if config.register_as == "auto" else config.register_as
+    tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb", "task", "arm", "state")}
+    headline = TASKS[type(config.task)].task.headline()
+    tags["events"] = str(config.data.num_events or manifest.splits["train"])
+    tags["headline"] = f"{headline} {card['metrics'].get(f'test/{headline}', float('nan')):.4g}"
+    return register_model(tracker, run_id=run_id, bundle=bundle, name=name, tags=tags)
 
 
 @dataclass(frozen=True)

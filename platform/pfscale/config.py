@@ -207,14 +207,14 @@ def _describe(cls: type[Config], error: ValidationError, origins: dict[KeyPath, 
         shown = ".".join(str(part) for part in key)
         meant = (*key, "kind") if item["type"] == "union_tag_invalid" else key
         above = (origins[meant[:n]] for n in range(len(meant), 0, -1) if meant[:n] in origins)
-        below = (origin for path, origin in reversed(origins.items()) if path[: len(key)] == key)
+        below = (origin for path, origin in reversed(origins.items()) if key and path[: len(key)] == key)  # of all keys together: nowhere
         where = next(above, next(below, None))
         if item["type"] == "extra_forbidden":
             siblings = sorted(holder.model_fields)
             near = closest(str(key[-1]), siblings, count=1)
             text = f"unknown key '{shown}'" + (f", did you mean '{near[0]}'?" if near else f"; known: {', '.join(siblings)}")
         else:
-            text = f"{shown}: {_plain(item)}"
+            text = f"{shown}: {_plain(item)}" if shown else _plain(item)
         found.append((order.get(where or "", -1), f"{where}: {text}" if where else text))
     return [text for _, text in sorted(found, key=lambda item: item[0])]
 

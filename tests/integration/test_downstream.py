@@ -292,4 +292,12 @@ def test_many_heads_answer_a_question(made: tuple[Path, RunConfig, Path], tmp_pa
     assert json.loads((result.folder / "answer.json").read_text())["sentences"] == list(result.answer)
     with pytest.raises(ConfigError, match="does not report"):
         plan_sweep(load_question(tmp_path / "arms.yaml", ["metric=validation_pt"]))
+    with pytest.raises(ConfigError, match="better where it is larger"):
+        plan_sweep(load_question(tmp_path / "arms.yaml", ["metric=test/auc_b_vs_c"]))
+    arms, states = ["kinematics", "kinematics+latents"], ["random-frozen", "pretrained-frozen"]
+    sweep["space"] = {"arm": {"grid_search": arms}, "state": {"grid_search": states}}
+    (tmp_path / "product.yaml").write_text(yaml.safe_dump(sweep))
+    plan = plan_sweep(load_question(tmp_path / "product.yaml"))
+    assert len(plan.trials) == 3, "without latents all states are one training"
+    assert set(plan.varied) == {"arm", "state"}
     assert os.path.isdir(result.folder)

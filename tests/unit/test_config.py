@@ -139,3 +139,13 @@ def test_every_config_in_the_project_loads(path: Path) -> None:
     from pfscale.training.pretrain import PretrainConfig
 
     load_config({"pretrain": PretrainConfig, "finetune": FinetuneConfig, "downstream": DownstreamConfig}[path.parent.name], path)
+
+
+def test_a_mistake_of_several_keys_is_not_blamed_on_the_last_one() -> None:
+    """Catches `command line (seed=3): : ...` for what two other keys say together, and the hint of another verb."""
+    from pfscale.training.downstream import DownstreamConfig
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(DownstreamConfig, None, ["task.kind=jet_flavour", "arm=latents-linear", "network.kind=particle_transformer", "seed=3"])
+    assert "\n  arm latents-linear is one linear layer" in str(caught.value.what)
+    assert "config show downstream" in str(caught.value.hint)

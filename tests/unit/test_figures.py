@@ -29,7 +29,7 @@ from pfscale.report.event_figures import (
     visible_energy,
 )
 from pfscale.report.figures import TransferPoint, learning_curves, transfer_curves
-from pfscale.report.heads_figures import roc_bands
+from pfscale.report.heads_figures import binned_bands, roc_bands
 from pfscale.report.particle_figures import confusion_matrix, particle_energies, particle_rates
 from pfscale.report.style import look
 
@@ -223,6 +223,12 @@ def test_arms_are_told_apart_and_controls_belong_to_their_arm() -> None:
         assert control.label == f"{arm} (random-frozen)"
     flavours = ["b", "c", "g", "s", "tau", "ud"]
     assert len({look(name, among=flavours).colour for name in flavours}) == len(flavours)
+
+
+def test_bins_without_entries_say_so() -> None:
+    """Catches an empty frame with a full legend."""
+    figure, _ = binned_bands({"kinematics": [np.full(2, np.nan)]}, edges=[0, 1, 2], variable="gen jet pt", metric="IQR / median")
+    assert any("too few entries" in text.get_text() for text in figure.axes[0].texts)
 
 
 def test_no_rejection_is_claimed_from_a_handful_of_jets() -> None:

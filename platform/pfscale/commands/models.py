@@ -163,7 +163,9 @@ def models_list(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI) -> None:
     headers = ("verb", "parent", "events", "validation loss", "jet IQR/median", "MET σ [GeV]", "of the head", "simulation")
     versions = list_models(tracking_uri)
     names = [version.uri.removeprefix("models:/") for version in versions]
-    table = Table(caption="figures: of validation events, at the end of the training; models show says how many")
+    table = Table(
+        caption="figures: of validation events, at the end of the training; models show says how many; of heads: of the test split"
+    )
     table.add_column("model", min_width=max(map(len, names), default=0), no_wrap=True)  # what the list is for is never cut
     for header in ("alias", "registered", *headers):
         table.add_column(header, overflow="fold")

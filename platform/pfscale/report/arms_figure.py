@@ -44,6 +44,7 @@ def arm_curves(points: Sequence[ArmPoint], *, metric: str, unit: str = "", basel
         numbers["baseline"] = baseline
     axes.set(xlabel="Labelled training events", ylabel=axis_label(metric, unit))
     axes.set_xticks(range(len(ticks)), [f"{tick:,}" if tick else "all" for tick in ticks])
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.xaxis.set_minor_locator(NullLocator())
     if arms:
         figure.legend(loc="outside lower center", ncols=2, title="mean ± standard deviation over seeds")

@@ -35,7 +35,9 @@ def roc_bands(curves: Mapping[str, Sequence[Floats]], *, efficiencies: Floats, s
         mean, spread = stacked.mean(0), stacked.std(0, ddof=1) if len(seeds) > 1 else np.zeros(stacked.shape[1])
         mean = np.where(mean * num_background >= _FEWEST_PASSING, mean, np.nan)
         axes.plot(efficiencies, mean, color=style.colour, linestyle=style.line, label=style.label)
-        axes.fill_between(efficiencies, np.maximum(mean - spread, 0.1 * mean), mean + spread, color=style.colour, alpha=0.2, linewidth=0)
+        axes.fill_between(
+            efficiencies, np.maximum(mean - spread, 0.1 * mean), np.minimum(mean + spread, 1), color=style.colour, alpha=0.2, linewidth=0
+        )
         at = [1 / float(np.interp(e, efficiencies, mean)) for e in EFFICIENCIES]
         numbers[arm] = {"mean": mean, "spread": spread, "rejection": dict(zip(map(str, EFFICIENCIES), at, strict=True))}
     axes.set(
@@ -68,7 +70,9 @@ def binned_bands(curves: Mapping[str, Sequence[Floats]], *, edges: Sequence[floa
         axes.errorbar(x, mean, spread, color=colour, marker=style.marker, fillstyle=style.fill, linestyle=style.line, label=style.label)
         numbers[arm] = {"mean": mean, "spread": spread}
     axes.set(xlabel=axis_label(variable, "GeV"), ylabel=axis_label(metric, unit))
-    if curves:
+    if curves and not any(np.isfinite(seeds).any() for seeds in curves.values()):
+        say_empty(axes, "too few entries in every bin")
+    elif curves:
         figure.legend(loc="outside lower center", ncols=2, title="mean ± standard deviation over seeds")
     else:
         say_empty(axes, "no trainings")

@@ -34,6 +34,7 @@ from pfscale.training.session import Alone, torch_threads
 from pfscale.training.verbs import find_verb
 
 _EVENTS = 8  # per step that is tried
+_MOST_BASES = 6  # draws that a key is changed in before it is said to do nothing
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,22 @@ def _varied(found: Sequence[Draw]) -> list[str]:
 
 
 def _try(question: Question, found: Sequence[Draw], key: str) -> Tried:
-    """Two draws that differ in `key` alone: another value of it put into one that has it. What is searched beside it stays.
+    """Whether any draw is another training with another value of `key`: it may do nothing beside some values of the others."""
+    having = [draw for draw in found if key in draw.values]
+    others = {repr([item for item in draw.settings if item[0] not in (key, "seed")]): draw for draw in reversed(having)}
+    tried = []
+    for first in list(reversed(others.values()))[:_MOST_BASES]:
+        tried.append(_try_from(question, first, having, key))
+        if tried[-1].differs:
+            break
+    return tried[-1]
+
+
+def _try_from(question: Question, first: Draw, having: Sequence[Draw], key: str) -> Tried:
+    """Two draws that differ in `key` alone: another value of it put into `first`. What is searched beside it stays.
 
     Keys that are drawn together may fit together only: where no other value fits alone, they change together.
     """
-    having = [draw for draw in found if key in draw.values]
-    first = having[0]
     donors = [draw for draw in having if repr(draw.values[key]) != repr(first.values[key])]
     group = next((names_of(k) for part in question.sweep.space for k in part if key in names_of(k)), [key])
     for names in ([key], group):

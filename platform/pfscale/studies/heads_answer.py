@@ -81,7 +81,8 @@ def cells_of(plan: SweepPlan, rows: Sequence[Row]) -> list[Cell]:
             continue
         config = plan.question.config(Draw(tuple(row.settings.items())))
         assert isinstance(config, DownstreamConfig)
-        key = (config.task.kind, config.arm, config.state, _latents_of(config), config.data.num_events or 0)
+        state = config.state if has_latents(config.arm) else "pretrained-frozen"
+        key = (config.task.kind, config.arm, state, _latents_of(config), config.data.num_events or 0)
         groups.setdefault(key, []).append(row)
     found = []
     for (task, arm, state, latents, labels), same in sorted(groups.items()):
@@ -156,7 +157,10 @@ def _table(task: str, cells: Sequence[Cell]) -> list[str]:
 
 
 def _verdict(task: str, cells: Sequence[Cell]) -> list[str]:
-    """Whether latents help, at every number of labels, beside kinematics and beside untrained latents."""
+    """Whether latents help, at every number of labels, beside kinematics and beside untrained latents.
+
+    Better or worse is what differs by more than two standard errors of the means over seeds.
+    """
     metric, label, _, is_lower = METRICS[task][0]
     lines = []
     for labels in sorted({cell.labels for cell in cells}, key=lambda count: count or math.inf):
@@ -166,7 +170,8 @@ def _verdict(task: str, cells: Sequence[Cell]) -> list[str]:
                 if here.get(arm) and here.get(other):
                     gain, error = _gain(here[arm], here[other], is_lower=is_lower)
                     helps = "better" if gain > 2 * error else "worse" if gain < -2 * error else "not told apart"
-                    lines.append(f"{task}, {labels or 'all'} events: {arm} against {other}: {label} {helps} ({gain:+.2%} ± {error:.2%})")
+                    how = f"{gain:+.2%} ± {error:.2%}" if math.isfinite(error) else f"{gain:+.2%}; one seed says nothing of its error"
+                    lines.append(f"{task}, {labels or 'all'} events: {arm} against {other}: {label} {helps} ({how})")
     return lines
 
 

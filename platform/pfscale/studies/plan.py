@@ -32,6 +32,11 @@ from pfscale.training.verbs import find_verb
 
 _LOSSES = ("validation_loss", *(f"validation_{term}" for term in LOSS_TERMS))
 _PHYSICS = ("validation_jet_response_iqr_over_median", "validation_met_resolution")
+_LARGER_IS_BETTER = tuple(f"{PREFIX}{name}" for name in ("auc_", "rejection_", "accuracy", "event_efficiency"))
+_SMALLER_IS_BETTER = (
+    _LOSSES[0],
+    *(f"{PREFIX}{name}" for name in ("cross_entropy", "energy_response_iqr", "met_resolution", "event_inefficiency")),
+)
 _EXAMPLES = 32  # events whose lengths the cost of a step is taken from
 _OTHER_WORK = 1.25  # time of a trial over that of its steps: evaluations, reading, logging
 
@@ -152,6 +157,7 @@ def plan_sweep(question: Question) -> SweepPlan:
         measured_sample(sweep.test, launches[0][0].config.data.shards)
     varied = [tried.key for tried in require_effects(question, wanted)]
     trials = tuple(_planned(draw, launch) for draw, (launch, _) in zip(wanted, launches, strict=True))
+    trials = tuple({trial.launch.fingerprint: trial for trial in reversed(trials)}.values())[::-1]  # the same training once
     _require_winners(question, trials)
     rate = _work_per_second(trials, launches[0][1])
     plan = SweepPlan(question, trials, launches[0][1], tuple(varied), 1, rate, _fingerprint(question, trials))
@@ -250,7 +256,11 @@ def _require_metric_of_heads(question: Question) -> None:
     Raises:
         ConfigError: it is neither.
     """
-    metric = question.sweep.metric
+    metric, mode = question.sweep.metric, question.sweep.mode
+    better = "max" if metric.startswith(_LARGER_IS_BETTER) else "min"
+    if metric.startswith((*_LARGER_IS_BETTER, *_SMALLER_IS_BETTER)) and mode != better:
+        what = f"{metric} is better where it is {'larger' if better == 'max' else 'smaller'}, the sweep says mode: {mode}"
+        raise ConfigError(what, where=f"metric of {question.name}", hint=f"mode: {better}")
     if metric != _LOSSES[0] and not metric.startswith(PREFIX):
         hint = f"{_LOSSES[0]}, or {PREFIX} and a figure of merit of the task, as its runs log it"
         raise ConfigError(f"a head does not report '{metric}'", where=f"metric of {question.name}", hint=hint)

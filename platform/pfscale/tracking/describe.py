@@ -23,11 +23,12 @@ def describe(tracking_uri: str, reference: str) -> str:
     head = [version.uri, f"aliases: {', '.join(version.aliases) or 'none'}", f"run: {version.run_id}", f"files: {folder}"]
     chain = [described(version.uri, version.tags), *ancestors(tracking_uri, version.tags.get("parent", ""))]
     champions = [f"- {record}" for record in champion_history(tracking_uri, version.name)]
+    promotes = "" if version.tags.get("verb") == "downstream" else f"; pfscale models promote {version.name}@candidate"
     parts = [
         "\n".join(head),
         _card(folder, version),
         "\n".join(["lineage, newest first:", *(f"- {ancestor}" for ancestor in chain)]),
-        "\n".join(["champions:", *(champions or [f"- none yet; pfscale models promote {version.name}@candidate"])]),
+        "\n".join(["champions:", *(champions or ["- none yet" + promotes])]),
     ]
     return "\n\n".join(parts)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ class HeadOptimisationConfig(Config):
 
 class DownstreamConfig(Config):
     """A task on a registered model's candidates."""
+
+    where_keys_are: ClassVar[str] = "all keys with their defaults: pfscale config show downstream"
 
     seed: int = Field(1, ge=0, description="seed of initialisation and shuffling")
     backbone: str = runtime("models:/mlpf-cld@candidate", description="registered model that gives candidates and latents")
@@ -389,7 +391,10 @@ def _register(launch: HeadLaunch, tracker: Tracker, run_id: str, bundle: Path) -
         return None
     card = read_bundle(bundle, kind=HEAD_KIND).card
     name = f"{TASKS[type(config.task)].name}-{manifest.detector}" if config.register_as == "auto" else config.register_as
-    tags = {key: str(card[key]) for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb", "task", "arm", "state")}
+    tags = {
+        key: str(card[key])
+        for key in ("detector", "simulation", "data", "parent", "fingerprint", "verb", "task", "arm", "state", "encoder")
+    }
     headline = TASKS[type(config.task)].task.headline()
     tags["events"] = str(config.data.num_events or manifest.splits["train"])
     tags["headline"] = f"{headline} {card['metrics'].get(f'test/{headline}', float('nan')):.4g}"

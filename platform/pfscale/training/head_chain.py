@@ -154,7 +154,7 @@ def chain_of(heads: Sequence[str], *, model: str, model_hash: str, tracking_uri:
             hint = f"train it on this model: pfscale downstream CONFIG backbone={model}"
             raise InputFileError(f"trained on candidates of {head.card['parent']}, not of {model}", where=address, hint=hint)
         if has_latents(config.arm) and (config.state != "pretrained-frozen" or config.encoder != SAME):
-            hint = "heads with state=pretrained-frozen can be chained"
+            hint = "heads with state=pretrained-frozen and the model's own encoder (encoder=same) can be chained"
             raise InputFileError(
                 f"its latents are not the model's own ({config.state}, encoder {config.encoder})", where=address, hint=hint
             )

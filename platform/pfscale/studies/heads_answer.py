@@ -81,8 +81,8 @@ def cells_of(plan: SweepPlan, rows: Sequence[Row]) -> list[Cell]:
             continue
         config = plan.question.config(Draw(tuple(row.settings.items())))
         assert isinstance(config, DownstreamConfig)
-        state = config.state if has_latents(config.arm) else "pretrained-frozen"
-        key = (config.task.kind, config.arm, state, _latents_of(config), config.data.num_events or 0)
+        whose: str = config.state if has_latents(config.arm) else "pretrained-frozen"
+        key = (config.task.kind, config.arm, whose, _latents_of(config), config.data.num_events or 0)
         groups.setdefault(key, []).append(row)
     found = []
     for (task, arm, state, latents, labels), same in sorted(groups.items()):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from synthetic_events import synthetic_table
+from synthetic_events import synthetic_manifest, synthetic_table
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -21,7 +21,7 @@ ROWS_PER_SHARD, ROWS_PER_GROUP = 128, 32
 @pytest.fixture(scope="session")
 def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a data set of synthetic events; the same arguments give the same folder."""
-    from pfscale.shards.manifest import Manifest, ShardRecord, write_manifest
+    from pfscale.shards.manifest import ShardRecord, write_manifest
     from pfscale.shards.schema import SPLITS
 
     made: dict[tuple[object, ...], Path] = {}
@@ -39,24 +39,7 @@ def make_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             pq.write_table(part, folder / name, row_group_size=ROWS_PER_GROUP)
             records.append(ShardRecord(file=name, source="synthetic", start=start, stop=start + part.num_rows, num_events=part.num_rows))
         splits = table.column("event").combine_chunks().field("split").to_pylist()
-        manifest = Manifest(
-            extraction_version=1,
-            hash="-".join(str(part) for part in key),
-            request="synthetic",
-            detector=detector,
-            process="synthetic",
-            simulation="builtin",
-            has_baseline=False,
-            num_events=num_events,
-            splits={split: splits.count(split) for split in SPLITS},
-            track_classes={},
-            cluster_classes={},
-            num_particles=0,
-            num_surrogates=0,
-            energy={},
-            sources=(),
-            shards=tuple(records),
-        )
+        manifest = synthetic_manifest("-".join(map(str, key)), detector, records, {split: splits.count(split) for split in SPLITS})
         write_manifest(folder, manifest)
         made[key] = folder
         return folder

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pfscale.shards.manifest import Manifest, ShardRecord
 from pfscale.shards.schema import SPLITS, arrow_schema, field_names
 
 
@@ -15,6 +17,28 @@ def synthetic_table(num_events: int, *, seed: int = 1, max_particles: int = 20, 
     rng = np.random.default_rng(seed)
     rows = [_event(rng, number, max_particles, smear) for number in range(num_events)]
     return pa.Table.from_pylist(rows, schema=arrow_schema())
+
+
+def synthetic_manifest(name: str, detector: str, shards: Sequence[ShardRecord], splits: Mapping[str, int]) -> Manifest:
+    """Of a data set of such events; `name` stands for its hash."""
+    return Manifest(
+        extraction_version=1,
+        hash=name,
+        request="synthetic",
+        detector=detector,
+        process="synthetic",
+        simulation="builtin",
+        has_baseline=False,
+        num_events=sum(splits.values()),
+        splits=dict(splits),
+        track_classes={},
+        cluster_classes={},
+        num_particles=0,
+        num_surrogates=0,
+        energy={},
+        sources=(),
+        shards=tuple(shards),
+    )
 
 
 def _event(rng: np.random.Generator, number: int, max_particles: int, smear: float) -> dict[str, Any]:

@@ -273,8 +273,8 @@ def many_shards(folder: Path, count: int) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pfscale.shards.manifest import Manifest, ShardRecord, write_manifest
-    from synthetic_events import synthetic_table
+    from pfscale.shards.manifest import ShardRecord, write_manifest
+    from synthetic_events import synthetic_manifest, synthetic_table
 
     folder.mkdir()
     tables = [synthetic_table(20, seed=seed) for seed in range(20)]
@@ -287,24 +287,7 @@ def many_shards(folder: Path, count: int) -> Path:
         event = pa.StructArray.from_arrays(list(fields.values()), list(fields))
         pq.write_table(table.set_column(table.schema.get_field_index("event"), "event", event), folder / name)
         records.append(ShardRecord(file=name, source="synthetic", start=20 * number, stop=20 * number + 20, num_events=20))
-    manifest = Manifest(
-        extraction_version=1,
-        hash=f"many-{count}",
-        request="synthetic",
-        detector="clic",
-        process="synthetic",
-        simulation="builtin",
-        has_baseline=False,
-        num_events=20 * count,
-        splits={"train": 18 * count, "validation": 2 * count, "test": 0},
-        track_classes={},
-        cluster_classes={},
-        num_particles=0,
-        num_surrogates=0,
-        energy={},
-        sources=(),
-        shards=tuple(records),
-    )
+    manifest = synthetic_manifest(f"many-{count}", "clic", records, {"train": 18 * count, "validation": 2 * count, "test": 0})
     write_manifest(folder, manifest)
     return folder
 

@@ -73,12 +73,12 @@ def _try(question: Question, found: Sequence[Draw], key: str) -> Tried:
     """Whether any draw is another training with another value of `key`: it may do nothing beside some values of the others."""
     having = [draw for draw in found if key in draw.values]
     others = {repr([item for item in draw.settings if item[0] not in (key, "seed")]): draw for draw in reversed(having)}
-    tried = []
-    for first in list(reversed(others.values()))[:_MOST_BASES]:
-        tried.append(_try_from(question, first, having, key))
-        if tried[-1].differs:
+    bases = list(reversed(others.values()))[:_MOST_BASES]
+    for first in bases:
+        tried = _try_from(question, first, having, key)
+        if tried.differs:
             break
-    return tried[-1]
+    return tried
 
 
 def _try_from(question: Question, first: Draw, having: Sequence[Draw], key: str) -> Tried:

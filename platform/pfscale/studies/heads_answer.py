@@ -14,24 +14,25 @@ from pfscale.report.arms_figure import ArmPoint, arm_curves
 from pfscale.report.style import Drawn
 from pfscale.studies.config import Draw
 from pfscale.studies.heads_figures import figures_of, latents_figures, said
+from pfscale.studies.measure import is_larger_better
 from pfscale.studies.plan import SweepPlan
 from pfscale.studies.rows import FINISHED, Row
 from pfscale.tasks.arms import has_latents
 from pfscale.training.downstream import DownstreamConfig, HeadLaunch
 from pfscale.training.latents import load_objects
 
-# task -> (metric, what it is, unit, whether lower is better), the first one in sentences
-METRICS: dict[str, tuple[tuple[str, str, str, bool], ...]] = {
+# task -> (metric, what it is, unit), the first one in sentences
+METRICS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "jet_flavour": (
-        ("cross_entropy", "cross entropy", "", True),
-        ("auc_b_vs_c", "AUC, b against c", "", False),
-        ("auc_b_vs_ud", "AUC, b against u, d", "", False),
-        ("auc_c_vs_ud", "AUC, c against u, d", "", False),
-        ("auc_g_vs_ud", "AUC, g against u, d", "", False),
+        ("cross_entropy", "cross entropy", ""),
+        ("auc_b_vs_c", "AUC, b against c", ""),
+        ("auc_b_vs_ud", "AUC, b against u, d", ""),
+        ("auc_c_vs_ud", "AUC, c against u, d", ""),
+        ("auc_g_vs_ud", "AUC, g against u, d", ""),
     ),
-    "jet_energy": (("energy_response_iqr_over_median", "jet energy response IQR / median", "", True),),
-    "missing_momentum": (("met_resolution", "missing-momentum resolution", "GeV", True),),
-    "event_assignment": (("event_efficiency", "events with both tops right", "", False),),
+    "jet_energy": (("energy_response_iqr_over_median", "jet energy response IQR / median", ""),),
+    "missing_momentum": (("met_resolution", "missing-momentum resolution", "GeV"),),
+    "event_assignment": (("event_efficiency", "events with both tops right", ""),),
 }
 _REFERENCE = "kinematics"  # arm that the others are compared with
 
@@ -127,7 +128,7 @@ def heads_answer(plan: SweepPlan, rows: Sequence[Row]) -> tuple[tuple[str, ...],
         of_task = [cell for cell in cells if cell.task == task]
         sentences += _table(task, of_task)
         sentences += _verdict(task, of_task)
-        for metric, label, unit, _ in METRICS[task]:
+        for metric, label, unit in METRICS[task]:
             points = [ArmPoint(cell.name, cell.labels, value) for cell in of_task for value in cell.values.get(metric, ())]
             if points:
                 plain = [value for cell in of_task for value in cell.values.get(f"baseline/{metric}", ())]
@@ -161,7 +162,8 @@ def _verdict(task: str, cells: Sequence[Cell]) -> list[str]:
 
     Better or worse is what differs by more than two standard errors of the means over seeds.
     """
-    metric, label, _, is_lower = METRICS[task][0]
+    metric, label, _ = METRICS[task][0]
+    is_lower = not is_larger_better(metric)
     lines = []
     for labels in sorted({cell.labels for cell in cells}, key=lambda count: count or math.inf):
         here = {cell.name: cell.values.get(metric, []) for cell in cells if cell.labels == labels}

@@ -21,6 +21,14 @@ from pfscale.training.run import Run
 
 PREFIX = "test/"
 PAIRED = ("jet_response_iqr_over_median", "met_resolution")  # metrics whose replicas are kept
+_LARGER = ("auc_", "rejection_", "accuracy", "event_efficiency")  # beginnings of names of figures of merit of heads
+_SMALLER = ("cross_entropy", "energy_response_iqr", "met_resolution", "event_inefficiency")
+
+
+def is_larger_better(metric: str) -> bool | None:
+    """Of a head's figure of merit, with or without `test/`; None where its name does not say so."""
+    name = metric.removeprefix(PREFIX)
+    return True if name.startswith(_LARGER) else False if name.startswith(_SMALLER) else None
 
 
 @dataclass(frozen=True)

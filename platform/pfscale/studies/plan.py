@@ -21,7 +21,7 @@ from pfscale.shards.manifest import load_manifest
 from pfscale.studies.config import AshaScheduler, Draw, Question, SweepConfig, cell_of, draws, repeated
 from pfscale.studies.effects import require_effects, step_seconds
 from pfscale.studies.head_effects import head_cost
-from pfscale.studies.measure import PAIRED, PREFIX, measured_sample
+from pfscale.studies.measure import PAIRED, PREFIX, is_larger_better, measured_sample
 from pfscale.tasks.reconstruction import LOSS_TERMS
 from pfscale.tracking.runs import Tracker
 from pfscale.training.config import TorchEngineConfig
@@ -32,11 +32,6 @@ from pfscale.training.verbs import find_verb
 
 _LOSSES = ("validation_loss", *(f"validation_{term}" for term in LOSS_TERMS))
 _PHYSICS = ("validation_jet_response_iqr_over_median", "validation_met_resolution")
-_LARGER_IS_BETTER = tuple(f"{PREFIX}{name}" for name in ("auc_", "rejection_", "accuracy", "event_efficiency"))
-_SMALLER_IS_BETTER = (
-    _LOSSES[0],
-    *(f"{PREFIX}{name}" for name in ("cross_entropy", "energy_response_iqr", "met_resolution", "event_inefficiency")),
-)
 _EXAMPLES = 32  # events whose lengths the cost of a step is taken from
 _OTHER_WORK = 1.25  # time of a trial over that of its steps: evaluations, reading, logging
 
@@ -257,10 +252,10 @@ def _require_metric_of_heads(question: Question) -> None:
         ConfigError: it is neither.
     """
     metric, mode = question.sweep.metric, question.sweep.mode
-    better = "max" if metric.startswith(_LARGER_IS_BETTER) else "min"
-    if metric.startswith((*_LARGER_IS_BETTER, *_SMALLER_IS_BETTER)) and mode != better:
-        what = f"{metric} is better where it is {'larger' if better == 'max' else 'smaller'}, the sweep says mode: {mode}"
-        raise ConfigError(what, where=f"metric of {question.name}", hint=f"mode: {better}")
+    is_larger = False if metric == _LOSSES[0] else is_larger_better(metric)
+    if is_larger is not None and is_larger != (mode == "max"):
+        what = f"{metric} is better where it is {'larger' if is_larger else 'smaller'}, the sweep says mode: {mode}"
+        raise ConfigError(what, where=f"metric of {question.name}", hint=f"mode: {'max' if is_larger else 'min'}")
     if metric != _LOSSES[0] and not metric.startswith(PREFIX):
         hint = f"{_LOSSES[0]}, or {PREFIX} and a figure of merit of the task, as its runs log it"
         raise ConfigError(f"a head does not report '{metric}'", where=f"metric of {question.name}", hint=hint)

@@ -110,6 +110,7 @@ class Cluster:
         started = subprocess.run([str(LOCAL), "start"], env=self.env, capture_output=True, text=True, timeout=180, check=False)
         assert started.returncode == 0, started.stdout + started.stderr
         self.env |= dict(re.findall(r"(RAY_\w+)=(\S+)", started.stdout))
+        wait_until(lambda: num_nodes(self) == 1, 90, "the head knows itself")  # else the first node would be counted with it
 
     def submit(self, job: str, *arguments: str) -> subprocess.Popen[str]:
         line = [str(BIN / "pfscale"), "submit", job, *arguments]
